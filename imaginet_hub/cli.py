@@ -1,0 +1,343 @@
+"""The `imaginet` command: a few lines a sub-command; everything heavy is imported inside it.
+
+Exit status: 0 done; 1 done in part or not at all (an error of ours, or files that could not be read); 2 a wrong
+command line; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from imaginet_hub.errors import ImagiNetError, UsageError
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that says what may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = message.partition("invalid choice: ")[2].partition(" ")[0].strip("'\"")
+        if message.startswith("unrecognized arguments: "):
+            wrong = message.split(": ", 1)[1].split(maxsplit=1)[0].split("=", maxsplit=1)[0]
+        near = difflib.get_close_matches(wrong, self._known_words(), n=1) if wrong else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        self.exit(2, f"{self.prog}: {message}{hint}\nSee {self.prog} --help\n")
+
+    def _known_words(self) -> list[str]:
+        words: list[str] = []
+        for action in self._actions:
+            words += [*action.option_strings, *map(str, action.choices or ())]
+        return words
+
+
+def _parser() -> _Parser:
+    from imaginet_hub import __version__
+
+    parser = _Parser(prog="imaginet", description="Telling synthetic images from real ones, with ImagiNet.")
+    parser.add_argument("--version", action="version", version=f"imaginet_hub {__version__}")
+    # Options of every command; SUPPRESS, so that they may stand before or after the command's name.
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the whole traceback")
+    common.add_argument(
+        "--quiet", "-q", action="store_true", default=argparse.SUPPRESS, help="no progress bars, no remarks"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, help_: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            parents=[common],
+            help=help_,
+            description=help_[0].upper() + help_[1:] + ".",
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    build = command(
+        "build",
+        "turn a folder of images and its annotations into a hub-ready dataset repository",
+        "imaginet build ROOT my-dataset --annotations ROOT/annotations.csv",
+    )
+    build.add_argument("root", metavar="ROOT", help="folder that the annotations' paths are relative to")
+    build.add_argument("out", metavar="OUT", help="folder to write")
+    build.add_argument(
+        "--annotations",
+        metavar="FILE|DIR",
+        help="upstream's list (.txt), a table (.csv, .parquet) or upstream's annotations/ folder; "
+        "default: what ROOT carries with it",
+    )
+    build.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="images that are missing or damaged: stop with a list of all of them, or leave them out, on record",
+    )
+    build.add_argument("--seed", type=int, default=0, help="of the row order (default 0)")
+    build.add_argument("--num-proc", type=_positive, help="threads that check images (default: one per core)")
+    build.add_argument("--overwrite", action="store_true", help="replace a dataset that was built there before")
+    build.add_argument("--json", action="store_true", help="print build_report.json")
+    build.set_defaults(run=_build)
+
+    train = command(
+        "train",
+        "train a SelfCon encoder (stage 1)",
+        "imaginet train my-dataset my-encoder --backbone resnet18 --num_train_epochs 20",
+    )
+    train.add_argument("dataset", metavar="DATASET", help="built folder, Hub dataset id, or mini")
+    train.add_argument("out", metavar="OUT", help="model folder to write")
+    train.add_argument("--split", default="train", help="split to train on (default train)")
+    train.set_defaults(run=_train, takes_more=True)
+
+    head = command(
+        "train-head",
+        "train a track's classifier on a stage-1 encoder",
+        "imaginet train-head my-encoder my-dataset my-detector --track detection",
+    )
+    head.add_argument("encoder", metavar="ENCODER", help="model folder written by `imaginet train`")
+    head.add_argument("dataset", metavar="DATASET", help="built folder, Hub dataset id, or mini")
+    head.add_argument("out", metavar="OUT", help="model folder to write")
+    head.add_argument("--track", choices=("detection", "identification"), required=True)
+    head.add_argument("--split", default="train", help="split to train on (default train)")
+    head.set_defaults(run=_train_head, takes_more=True)
+
+    evaluate = command(
+        "evaluate",
+        "measure a model on a dataset, with intervals",
+        "imaginet evaluate my-detector my-dataset --out results.json",
+    )
+    evaluate.add_argument("model", metavar="MODEL", help="model folder or Hub model id")
+    evaluate.add_argument("dataset", metavar="DATASET", help="built folder, Hub dataset id, or mini")
+    evaluate.add_argument(
+        "--out", metavar="FILE", required=True, help="results file to write; the picture goes beside"
+    )
+    evaluate.add_argument("--split", default="test", help="split to measure on (default test)")
+    evaluate.add_argument(
+        "--by", action="append", metavar="COLUMN", help="also break down by this column; may be repeated"
+    )
+    evaluate.add_argument(
+        "--equalize",
+        metavar="jpeg:Q",
+        help="re-encode every crop as JPEG of quality Q first, so that format says nothing",
+    )
+    evaluate.add_argument("--batch-size", type=_positive, default=32)
+    evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    evaluate.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    evaluate.add_argument("--json", action="store_true", help="print the results file")
+    evaluate.set_defaults(run=_evaluate)
+
+    predict = command(
+        "predict",
+        "say for each image whether it is synthetic",
+        "imaginet predict my-detector uploads/ --identify my-identifier",
+    )
+    predict.add_argument("model", metavar="MODEL", help="detection (or identification) model folder or Hub model id")
+    predict.add_argument("paths", metavar="PATH", nargs="+", help="files, folders, glob patterns")
+    predict.add_argument("--identify", metavar="MODEL", help="identification model: names the generator too")
+    predict.add_argument("--batch-size", type=_positive, default=16)
+    predict.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    predict.add_argument("--json", action="store_true", help="one JSON object a line")
+    predict.set_defaults(run=_predict)
+
+    demo = command(
+        "demo",
+        "run the whole path on the made corpus: build, train both tracks, evaluate, load back",
+        "imaginet demo --out demo-output",
+    )
+    demo.add_argument("--out", metavar="DIR", default="demo-output", help="folder to write (default demo-output)")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; see the module's docstring for the exit status."""
+    parser = _parser()
+    args, more = parser.parse_known_args(argv)
+    if more and not getattr(args, "takes_more", False):
+        sub = parser._subparsers._group_actions[0].choices[args.command]  # type: ignore[union-attr, index]
+        sub.error(f"unrecognized arguments: {' '.join(more)}")
+    args.more = more
+    if getattr(args, "quiet", False):
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    try:
+        return int(args.run(args))
+    except ImagiNetError as error:
+        if getattr(args, "debug", False):
+            raise
+        print(f"imaginet {args.command}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        if getattr(args, "debug", False):
+            raise
+        print(f"\nimaginet {args.command}: interrupted; {_INTERRUPTED[args.command]}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `imaginet predict ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+_INTERRUPTED = {
+    "build": "nothing was left behind; run the same command again",
+    "train": "checkpoints, if --save_strategy asked for any, are in OUT; go on with --resume_from_checkpoint true",
+    "train-head": "no model was written; run the same command again",
+    "evaluate": "no results were written; run the same command again",
+    "predict": "the lines above are complete; run again with the remaining files",
+    "demo": "run the same command again; it starts over",
+}
+
+
+def _build(args: argparse.Namespace) -> int:
+    from imaginet_hub.cards import dataset_card
+    from imaginet_hub.data.repository import build_repository
+
+    report = build_repository(
+        args.root,
+        args.out,
+        annotations=args.annotations,
+        on_error=args.on_error,
+        seed=args.seed,
+        num_proc=args.num_proc,
+        overwrite=args.overwrite,
+        render_card=dataset_card,
+    )
+    if args.json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+        return 0
+    print(f"{args.out}: {report['images']:,} images, fingerprint {report['fingerprint']}")
+    for split, facts in report["splits"].items():
+        labels = ", ".join(f"{count:,} {label}" for label, count in facts["label"].items())
+        print(f"  {split}: {facts['images']:,} ({labels})")
+    if report["left_out"]:
+        print(f"  left out: {len(report['left_out']):,}, listed in {Path(args.out) / 'build_report.json'}")
+    print(f'Load it with: datasets.load_dataset("{args.out}", "detection")')
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from imaginet_hub.errors import require
+
+    require("train", "torch", "torchvision", "transformers", "timm", "accelerate")
+    from imaginet_hub.data.loading import class_names, dataset_record, load_rows
+    from imaginet_hub.training.trainer import parse_train_args, train
+
+    model_args, training_args = parse_train_args(args.more, args.out)
+    rows = load_rows(args.dataset, "detection", args.split)
+    folder = train(
+        rows,
+        model_args,
+        training_args,
+        names=class_names(rows, "identification"),
+        dataset_record=dataset_record(args.dataset, rows, args.split),
+    )
+    _write_model_card(folder)
+    print(f"{folder}: stage-1 encoder; next: imaginet train-head {folder} {args.dataset} OUT --track detection")
+    return 0
+
+
+def _train_head(args: argparse.Namespace) -> int:
+    from imaginet_hub.errors import require
+
+    require("train", "torch", "torchvision", "transformers", "timm", "accelerate")
+    from imaginet_hub.data.loading import class_names, dataset_record, load_rows
+    from imaginet_hub.training.head import parse_head_args, train_head
+
+    training_args = parse_head_args(args.more, args.out)
+    rows = load_rows(args.dataset, args.track, args.split)
+    folder = train_head(
+        rows,
+        args.encoder,
+        training_args,
+        track=args.track,
+        names=class_names(rows, args.track),
+        dataset_record=dataset_record(args.dataset, rows, args.split),
+    )
+    _write_model_card(folder)
+    print(f"{folder}: {args.track} model; next: imaginet evaluate {folder} {args.dataset} --out results.json")
+    return 0
+
+
+def _write_model_card(folder: Path, results: Sequence[dict[str, object]] = ()) -> None:
+    from imaginet_hub.cards import model_card
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    record = folder / "training.json"
+    training = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+    (folder / "README.md").write_text(model_card(config, training, results), encoding="utf-8")
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from imaginet_hub.inference.measure import measure, summary
+
+    results = measure(
+        args.model,
+        args.dataset,
+        args.out,
+        split=args.split,
+        by=args.by or (),
+        equalize=args.equalize,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        device=args.device,
+        progress=not getattr(args, "quiet", False),
+    )
+    print(json.dumps(results.to_json(), indent=2) if args.json else summary(results))
+    if results.skipped:
+        print(f"imaginet evaluate: {len(results.skipped)} unreadable images, listed in {args.out}", file=sys.stderr)
+    return 1 if results.skipped else 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from imaginet_hub.inference.detector import Detector
+    from imaginet_hub.inference.predict import expand_paths, predict_paths
+    from imaginet_hub.labels import Track
+
+    paths = expand_paths(args.paths)
+    if not paths:
+        raise UsageError(f"no image files in {', '.join(args.paths)}")
+    detector: Detector | None = Detector.from_pretrained(args.model, device=args.device)
+    identifier = Detector.from_pretrained(args.identify, device=args.device) if args.identify else None
+    if detector is not None and detector.track is Track.IDENTIFICATION and identifier is None:
+        detector, identifier = None, detector
+    failed = 0
+    for answer in predict_paths(paths, detector=detector, identifier=identifier, batch_size=args.batch_size):
+        failed += answer.error is not None
+        if args.json:
+            print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
+        elif answer.error is not None:
+            print(f"imaginet predict: {answer.error}", file=sys.stderr, flush=True)
+        else:
+            fields = [answer.path]
+            if answer.label is not None:
+                fields += [answer.label, f"{answer.probability:.4f}"]
+            if answer.generator is not None:
+                fields += [answer.generator, f"{answer.generator_probability:.4f}"]
+            print("\t".join(fields), flush=True)
+    if failed:
+        print(f"imaginet predict: {failed} of {len(paths)} files could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from imaginet_hub.demo.run import run
+
+    run(Path(args.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From annotation lists and image folders to datasets. Nothing in here imports torch."""

@@ -1,0 +1,249 @@
+"""ImagiNet as a `datasets` builder: a ROOT folder and its annotations become a dataset.
+
+`import imaginet_hub` makes `datasets.load_dataset("imaginet", ...)` find this module; `ImagiNet(...)` can also be used
+directly, as any builder. The order of rows is the order of the annotations.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from imaginet_hub.data import mini
+from imaginet_hub.data.manifest import Manifest, Record, find_annotations, read_annotations
+from imaginet_hub.data.scan import ON_ERROR, examine_file, fingerprint, scan
+from imaginet_hub.errors import BuildError, DataNotFoundError, ImageError, UsageError
+from imaginet_hub.labels import Origin, Track, Vocabulary
+
+__all__ = ["BUILD_REPORT", "DATASET_NAME", "MINI", "ImagiNet", "ImagiNetConfig", "features_of", "open_root", "row_of"]
+
+DATASET_NAME = "imaginet"
+MINI = "mini"
+BUILD_REPORT = "build_report.json"
+#: Part of the cache folder's name: raise it when the same ROOT would give other rows than before.
+_VERSION = datasets.Version("1.0.0")
+_ROWS_PER_SHARD = 256
+
+logger = datasets.logging.get_logger(__name__)
+
+
+def features_of(vocabulary: Vocabulary, carried_columns: tuple[str, ...] = ()) -> datasets.Features:
+    """The columns of a dataset: `image`, the four label columns, provenance, file facts, and carried strings."""
+    return datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=list(vocabulary.label)),
+            "content_type": datasets.ClassLabel(names=list(vocabulary.content_type)),
+            "generator_family": datasets.ClassLabel(names=list(vocabulary.generator_family)),
+            "generator": datasets.ClassLabel(names=list(vocabulary.generator)),
+            "source": datasets.Value("string"),
+            "license": datasets.Value("string"),
+            "path": datasets.Value("string"),
+            "sha256": datasets.Value("string"),
+            "width": datasets.Value("int32"),
+            "height": datasets.Value("int32"),
+            "format": datasets.Value("string"),
+            "calibration": datasets.Value("bool"),
+            **{column: datasets.Value("string") for column in carried_columns},
+        }
+    )
+
+
+def row_of(record: Record, root: Path, carried_columns: tuple[str, ...], sha256: str | None = None) -> dict[str, Any]:
+    """One row of the dataset, with the file's original bytes; class columns hold names.
+
+    Args:
+        record: what the annotations say.
+        root: the folder that `record.path` is relative to.
+        carried_columns: names of `record.carried`.
+        sha256: what an earlier look at the file found; other bytes now are an error.
+
+    Raises:
+        ImageError: the file is not fit to go in, or changed since that look.
+    """
+    data, facts = examine_file(root, record)
+    if sha256 is not None and facts.sha256 != sha256:
+        raise ImageError("checksum", f"{record.path}: the file changed while it was being read; start again")
+    return {
+        "image": {"bytes": data, "path": Path(record.file).name},
+        "label": record.label,
+        "content_type": record.content_type,
+        "generator_family": record.generator_family,
+        "generator": record.generator,
+        "source": record.source,
+        "license": record.license,
+        "path": record.path,
+        "sha256": facts.sha256,
+        "width": facts.width,
+        "height": facts.height,
+        "format": facts.format,
+        "calibration": record.calibration,
+        **dict(zip(carried_columns, record.carried, strict=True)),
+    }
+
+
+def open_root(
+    data_dir: str | os.PathLike[str], annotations: str | os.PathLike[str] | None = None
+) -> tuple[Path, Manifest]:
+    """Find and read what describes a ROOT.
+
+    Args:
+        data_dir: ROOT.
+        annotations: a list, a table or a folder of lists; by default what ROOT carries with it.
+
+    Raises:
+        DataNotFoundError: no folder at `data_dir`, or nothing that describes it.
+        AnnotationError: see `read_annotations`.
+    """
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise DataNotFoundError(f"expected a folder of images (ROOT) at {root}, found none; check data_dir")
+    found = find_annotations(root) if annotations is None else Path(annotations).expanduser()
+    if found is None:
+        raise DataNotFoundError(
+            f"{root} carries no annotations (annotations.csv, annotations.parquet, annotations/test_annotations.txt "
+            "...); name them with annotations=... (--annotations)"
+        )
+    return root, read_annotations(found)
+
+
+@dataclass
+class ImagiNetConfig(datasets.BuilderConfig):
+    """What `load_dataset("imaginet", ...)` takes beside the usual arguments.
+
+    Attributes:
+        data_dir: ROOT, the folder that the annotations' paths are relative to.
+        annotations: upstream's list (.txt), a table (.csv, .parquet) or upstream's annotations/ folder; by default
+            what ROOT carries with it.
+        on_error: "raise" (default; after a look at every image, listing all that cannot go in) or "skip" (they are
+            left out and recorded). When streaming, images are looked at as they come.
+    """
+
+    version: datasets.Version | str | None = _VERSION
+    annotations: str | None = None
+    on_error: str = "raise"
+
+    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
+        """The cache folder's name: it follows the content of the annotations and the state of every image."""
+        if self.on_error not in ON_ERROR:
+            raise UsageError(f"on_error: expected one of {', '.join(ON_ERROR)}, got {self.on_error!r}")
+        kwargs = {k: v for k, v in config_kwargs.items() if k not in ("data_dir", "annotations")}
+        if self.name == MINI:
+            kwargs["state"] = mini.MINI_VERSION
+        elif self.data_dir is not None:
+            kwargs["state"] = fingerprint(*open_root(self.data_dir, self.annotations))
+        return str(super().create_config_id(kwargs, custom_features))
+
+
+class ImagiNet(datasets.GeneratorBasedBuilder):
+    """ImagiNet (Boychev and Cholakov, arXiv 2407.20020), or any folder of images laid out and annotated like it.
+
+    Configs: `detection` (all images; class column `label`), `identification` (synthetic images; class column
+    `generator_family`), `mini` (a small made corpus that needs no download, for trying the software).
+
+    >>> ImagiNet(config_name="detection", data_dir="ROOT").download_and_prepare()  # doctest: +SKIP
+    """
+
+    BUILDER_CONFIG_CLASS = ImagiNetConfig
+    BUILDER_CONFIGS = [  # noqa: RUF012 - the contract of datasets
+        ImagiNetConfig(name=Track.DETECTION.value, description="real and synthetic images"),
+        ImagiNetConfig(name=Track.IDENTIFICATION.value, description="synthetic images, by generator"),
+        ImagiNetConfig(name=MINI, description="simulated images for trying the software; no download"),
+    ]
+    DEFAULT_CONFIG_NAME = Track.DETECTION.value
+    # Rows hold whole files: a thousand of them in memory would be a gigabyte.
+    DEFAULT_WRITER_BATCH_SIZE = 64
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["dataset_name"] = kwargs.get("dataset_name") or DATASET_NAME
+        for argument in ("data_dir", "annotations"):
+            if kwargs.get(argument) is not None:
+                kwargs[argument] = os.path.abspath(os.path.expanduser(kwargs[argument]))  # noqa: PTH100, PTH111
+        self._opened: tuple[Path, Manifest] | None = None
+        super().__init__(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Worker processes get their records as arguments.
+        return {**super().__getstate__(), "_opened": None}
+
+    def _open(self) -> tuple[Path, Manifest]:
+        if self._opened is None:
+            if self.config.name == MINI:
+                self._opened = open_root(mini.make_mini(Path(self._cache_dir_root) / f"imaginet-{mini.MINI_VERSION}"))
+            elif self.config.data_dir is None:
+                raise DataNotFoundError(
+                    "ImagiNet's images are not here: name the folder that holds them, "
+                    f'load_dataset("{DATASET_NAME}", "{self.config.name}", data_dir=ROOT), or try the software on the '
+                    f'made corpus with load_dataset("{DATASET_NAME}", "{MINI}")'
+                )
+            else:
+                self._opened = open_root(self.config.data_dir, self.config.annotations)
+        return self._opened
+
+    def _info(self) -> datasets.DatasetInfo:
+        if self.config.name == MINI or self.config.data_dir is None:
+            vocabulary, carried = Vocabulary.upstream(), ()
+        else:
+            _, manifest = self._open()
+            vocabulary, carried = manifest.vocabulary, manifest.carried_columns
+        return datasets.DatasetInfo(
+            description=str(self.config.description or ""),
+            features=features_of(vocabulary, carried),
+            homepage="https://github.com/delyan-boychev/imaginet",
+            citation="Boychev and Cholakov, ImagiNet: A Multi-Content Benchmark for Synthetic Image Detection, "
+            "arXiv 2407.20020",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        root, manifest = self._open()
+        wanted = manifest.records
+        if self.config.name == Track.IDENTIFICATION:
+            wanted = tuple(record for record in wanted if record.label == Origin.SYNTHETIC)
+            if not wanted:
+                raise BuildError(f"{root}: the annotations list no synthetic image; the identification track has none")
+        checked: dict[str, str | None] = {record.file: None for record in wanted}
+        if not dl_manager.is_streaming:
+            result = scan(root, replace(manifest, records=wanted), on_error=self.config.on_error)
+            wanted = result.kept
+            checked = {file: facts.sha256 for file, facts in result.facts.items()}
+            _report_left_out(Path(self._output_dir), result.left_out_json())
+        generators = []
+        for split in manifest.splits:
+            records = [(record, checked[record.file]) for record in wanted if record.split == split]
+            if records:
+                # A list per shard is what lets datasets spread the work over processes and shuffle a stream.
+                size = max(1, min(_ROWS_PER_SHARD, -(-len(records) // 16)))
+                shards = [records[start : start + size] for start in range(0, len(records), size)]
+                gen_kwargs = {"shards": shards, "root": str(root), "carried_columns": manifest.carried_columns}
+                generators.append(datasets.SplitGenerator(name=split, gen_kwargs=gen_kwargs))
+        return generators
+
+    def _generate_examples(
+        self, shards: list[list[tuple[Record, str | None]]], root: str, carried_columns: tuple[str, ...]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        for shard in shards:
+            for record, sha256 in shard:
+                try:
+                    row = row_of(record, Path(root), carried_columns, sha256)
+                except ImageError as error:
+                    if self.config.on_error == "raise" or sha256 is not None:
+                        raise
+                    logger.warning(f"left out: {error}")
+                    continue
+                yield record.file, row
+
+
+def _report_left_out(folder: Path, left_out: list[dict[str, Any]]) -> None:
+    if left_out:
+        logger.warning(
+            f"left out {len(left_out):,} images that are missing or damaged; see {BUILD_REPORT} beside the data:\n"
+            + "\n".join(f"  {item['message']}" for item in left_out[:10])
+        )
+        if folder.is_dir():
+            (folder / BUILD_REPORT).write_text(json.dumps({"left_out": left_out}, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,217 @@
+"""Opening image files that nobody vouches for: the one place that decides what a usable image is.
+
+A usable image is a file of an allowed format, within the limits below, whose first frame decodes completely.
+Pixels are never changed here: builders keep the original bytes, and `open_image` only converts to RGB on request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+# Imported for their registration, so that threads never meet a half-initialised Pillow.
+from PIL import (
+    AvifImagePlugin,  # noqa: F401
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    ImageFile,
+    JpegImagePlugin,  # noqa: F401
+    MpoImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
+
+from imaginet_hub.errors import ImageError
+
+__all__ = ["ALLOWED_FORMATS", "IMAGE_SUFFIXES", "MAX_FILE_BYTES", "MAX_PIXELS", "ImageFacts", "examine", "open_image"]
+
+#: Pillow plug-ins that may see untrusted bytes. Others start programs (EPS) or are rarely fuzzed.
+#: ("JPEG" includes the multi-picture files of cameras, which Pillow then calls "MPO".)
+ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+#: File name endings that a folder scan takes for images.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".mpo", ".jfif")
+MAX_FILE_BYTES = 512 * 1024**2
+#: Pillow's own hard limit, twice its warning limit: 179 megapixels, about 0.5 GB decoded.
+MAX_PIXELS = 178_956_970
+# A few bytes can declare any size up to that limit. Beyond 16 megapixels no picture worth keeping packs a thousand
+# pixels into a byte (a flat JPEG reaches about 250).
+_BOMB_PIXELS = 4096 * 4096
+_BOMB_PIXELS_PER_BYTE = 1000
+
+_state_lock = Lock()
+_state_users = 0
+_state = ExitStack()
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a complete look at one file found.
+
+    Attributes:
+        sha256: hexadecimal SHA-256 of the file's bytes.
+        width, height: pixels of the first frame, as stored (no EXIF rotation).
+        format: Pillow's name of the format, e.g. "JPEG".
+        size: bytes.
+    """
+
+    sha256: str
+    width: int
+    height: int
+    format: str
+    size: int
+
+
+@contextmanager
+def _strict_decoder() -> Iterator[None]:
+    """Pillow's process-wide switches as this module needs them, while any thread is inside.
+
+    Other libraries turn on LOAD_TRUNCATED_IMAGES for the whole process; here a truncated file is an error. Pillow's
+    size warnings are silenced because the limits above are enforced.
+    """
+    global _state_users  # noqa: PLW0603 - the switches are process-wide, so is the count of their users
+    with _state_lock:
+        if _state_users == 0:
+            _state.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            before = ImageFile.LOAD_TRUNCATED_IMAGES
+            _state.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", before)
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        _state_users += 1
+    try:
+        yield
+    finally:
+        with _state_lock:
+            _state_users -= 1
+            if _state_users == 0:
+                _state.close()
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of one regular file of at most `MAX_FILE_BYTES`.
+
+    Raises:
+        ImageError: missing, unreadable (folders, pipes and devices included) or oversized.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("unreadable", f"{path}: expected a regular file, found another kind of entry")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ImageError(
+                "oversized", f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, found {status.st_size:,}"
+            )
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError("missing", f"{path}: expected an image file, found none") from error
+    except (OSError, ValueError) as error:
+        raise ImageError("unreadable", f"{path}: cannot be read ({error})") from error
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    """Header only, limits enforced, nothing decoded yet. To be called inside `_strict_decoder`."""
+    if not data:
+        raise ImageError("unreadable", f"{name}: expected an image, found an empty file")
+    try:
+        image = Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError("oversized", f"{name}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            "unreadable", f"{name}: expected one of {', '.join(ALLOWED_FORMATS)}, found {_describe(data)}"
+        ) from error
+    # Plug-ins raise whatever their parsing of hostile bytes runs into; the boundary is here.
+    except Exception as error:
+        raise ImageError("unreadable", f"{name}: the image header cannot be read ({_reason(error)})") from error
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise ImageError(
+            "oversized", f"{name}: expected at most {MAX_PIXELS:,} pixels, found {image.width} x {image.height}"
+        )
+    if pixels > _BOMB_PIXELS and pixels > _BOMB_PIXELS_PER_BYTE * len(data):
+        raise ImageError(
+            "oversized",
+            f"{name}: {image.width} x {image.height} pixels in {len(data):,} bytes looks like a decompression bomb; "
+            "re-encode the image if it is genuine",
+        )
+    return image
+
+
+def _decode(image: Image.Image, name: str) -> None:
+    try:
+        image.load()
+    except Exception as error:
+        reason = "truncated" if "truncat" in str(error).lower() else "unreadable"
+        raise ImageError(
+            reason, f"{name}: the {image.format} data cannot be decoded completely ({_reason(error)})"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _describe(data: bytes) -> str:
+    head = data[:64].lstrip()
+    if head.startswith((b"<!DOCTYPE", b"<html", b"<HTML", b"<!doctype")):
+        return "an HTML page"
+    return f"bytes that start with {data[:8].hex(' ')}"
+
+
+def examine(data: bytes, name: str) -> ImageFacts:
+    """Decode the first frame completely and say what the bytes are.
+
+    Args:
+        data: the bytes of an image file.
+        name: what to call it in errors.
+
+    Raises:
+        ImageError: unreadable, truncated or oversized.
+    """
+    with _strict_decoder():
+        image = _opened(data, name)
+        _decode(image, name)
+        return ImageFacts(
+            sha256=hashlib.sha256(data).hexdigest(),
+            width=image.width,
+            height=image.height,
+            format=str(image.format),
+            size=len(data),
+        )
+
+
+def open_image(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Image.Image:
+    """Open an untrusted image as RGB, completely decoded.
+
+    The first frame of an animation is used, alpha is dropped and no EXIF rotation is applied: the pixels are those
+    that the training data had.
+
+    Args:
+        source: a path, or the bytes of a file.
+        name: what to call it in errors; the path by default.
+
+    Raises:
+        ImageError: missing, unreadable, truncated or oversized.
+    """
+    if isinstance(source, bytes):
+        data, name = source, name or "image"
+    else:
+        data, name = read_bytes(source), name or os.fspath(source)
+    with _strict_decoder():
+        image = _opened(data, name)
+        _decode(image, name)
+        try:
+            return image.convert("RGB")
+        except Exception as error:
+            raise ImageError("unreadable", f"{name}: mode {image.mode} cannot be converted to RGB") from error

@@ -1,0 +1,321 @@
+"""A ROOT becomes a dataset repository that the Hub, and plain `datasets`, can load without this package.
+
+Every image is stored once, as its original bytes. A row group holds one label, and groups of the two labels alternate
+in proportion, so that the `identification` config can read the same files through a filter on `label` and skip
+(almost) half the bytes, while a shuffle buffer of `shuffle_buffer_size` rows mixes the labels again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.utils import tqdm
+
+from imaginet_hub.data.builder import BUILD_REPORT, features_of, open_root, row_of
+from imaginet_hub.data.images import ImageFacts
+from imaginet_hub.data.manifest import Record
+from imaginet_hub.data.scan import Scan, content_fingerprint, scan
+from imaginet_hub.errors import BuildError, UsageError
+from imaginet_hub.labels import LABEL_COLUMNS, Origin, Track
+
+__all__ = ["ROW_GROUP_BYTES", "SHARD_BYTES", "build_repository", "card_configs", "plan_split", "shuffle_buffer_size"]
+
+ROW_GROUP_BYTES = 25_000_000
+SHARD_BYTES = 500_000_000
+_CARD = "README.md"
+_REPORT_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A record and the bytes that it will take."""
+
+    record: Record
+    size: int
+
+
+def plan_split(
+    rows: Sequence[Sized], *, seed: int, row_group_bytes: int = ROW_GROUP_BYTES, shard_bytes: int = SHARD_BYTES
+) -> list[list[list[Record]]]:
+    """Decide where every row of one split goes: shards of row groups of records.
+
+    Rows are ordered by a hash of (seed, path), so that the order depends neither on the annotations' order nor on
+    which other images are there. Each label's rows are cut into groups of about equal bytes, at least
+    `row_group_bytes` each (a label with fewer bytes than that has one group); groups are dealt so that after any
+    number of them each label is as close as possible to its share.
+
+    Returns:
+        Shards; a shard is a list of row groups, a row group a list of records of one label.
+    """
+    queues: dict[str, list[list[Sized]]] = {}
+    for label in Origin:
+        mine = sorted((row for row in rows if row.record.label == label), key=lambda row: _order(row.record, seed))
+        if mine:
+            queues[label] = _cut(mine, row_group_bytes)
+    totals = {label: len(groups) for label, groups in queues.items()}
+    dealt = dict.fromkeys(queues, 0)
+    shards: list[list[list[Record]]] = []
+    room = 0
+    for _ in range(sum(totals.values())):
+        label = min(
+            (x for x in queues if dealt[x] < totals[x]), key=lambda x: ((dealt[x] + 1) / (totals[x] + 1), totals[x])
+        )
+        group = queues[label][dealt[label]]
+        dealt[label] += 1
+        size = sum(row.size for row in group)
+        if size > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append([row.record for row in group])
+        room -= size
+    return shards
+
+
+def _order(record: Record, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{record.file}".encode()).digest()
+
+
+def _cut(rows: Sequence[Sized], row_group_bytes: int) -> list[list[Sized]]:
+    """Rows cut into consecutive groups of about equal bytes, none of them much below `row_group_bytes`."""
+    total = sum(row.size for row in rows)
+    count = max(1, min(len(rows), total // row_group_bytes))
+    groups: list[list[Sized]] = [[] for _ in range(count)]
+    before = 0
+    for row in rows:
+        # A row belongs to the group in which its middle byte falls.
+        groups[min(count - 1, (2 * before + row.size) * count // (2 * max(1, total)))].append(row)
+        before += row.size
+    return [group for group in groups if group]
+
+
+def shuffle_buffer_size(shards: Sequence[Sequence[Sequence[Any]]]) -> int:
+    """How many rows a stream's shuffle buffer must hold to mix the labels: twice the longest run of two groups."""
+    sizes = [len(group) for shard in shards for group in shard]
+    return 2 * max((a + b for a, b in zip(sizes, sizes[1:] or [0], strict=False)), default=0)
+
+
+def card_configs(splits: Mapping[str, bool], build_id: str) -> list[dict[str, Any]]:
+    """The `configs:` entry of a dataset card.
+
+    Args:
+        splits: split name -> whether it holds synthetic images.
+        build_id: a name for this very build. `datasets` keeps one cache for all local folders of a name whose
+            configs read the same, so without it a rebuilt folder would give its old rows.
+    """
+
+    def files(names: Sequence[str]) -> list[dict[str, str]]:
+        return [{"split": name, "path": f"data/{name}-*.parquet"} for name in names]
+
+    configs: list[dict[str, Any]] = [
+        {
+            "config_name": Track.DETECTION.value,
+            "default": True,
+            "description": f"real and synthetic images; build {build_id}",
+            "data_files": files(list(splits)),
+        }
+    ]
+    synthetic = [name for name, has in splits.items() if has]
+    if synthetic:
+        only_synthetic = [["label", "==", list(Origin).index(Origin.SYNTHETIC)]]
+        configs.append(
+            {
+                "config_name": Track.IDENTIFICATION.value,
+                "description": f"synthetic images by generator; build {build_id}",
+                "data_files": files(synthetic),
+                "filters": only_synthetic,
+            }
+        )
+    return configs
+
+
+def build_repository(
+    root: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    annotations: str | os.PathLike[str] | None = None,
+    on_error: str = "raise",
+    seed: int = 0,
+    num_proc: int | None = None,
+    overwrite: bool = False,
+    row_group_bytes: int = ROW_GROUP_BYTES,
+    shard_bytes: int = SHARD_BYTES,
+    render_card: Callable[[dict[str, Any]], str],
+) -> dict[str, Any]:
+    """Write a hub-ready dataset repository: `data/*.parquet`, `README.md`, `build_report.json`.
+
+    The folder appears under its name only when it is complete; whatever goes wrong before leaves nothing there.
+
+    Args:
+        root: the folder that the annotations' paths are relative to.
+        out: the repository to write.
+        annotations: see `builder.open_root`.
+        on_error: "raise" or "skip", see `scan.scan`.
+        seed: of the row order.
+        num_proc: threads that look at the images.
+        overwrite: replace `out` if it is a repository that this function wrote.
+        row_group_bytes: least bytes of a row group (a label's rest aside).
+        shard_bytes: most bytes of a Parquet file (a larger row group aside).
+        render_card: makes README.md from the report.
+
+    Returns:
+        The report, as in `build_report.json`.
+
+    Raises:
+        BuildError: images that cannot go in, an `out` that may not be replaced, or too little disk.
+        DataNotFoundError, AnnotationError: see `open_root`.
+    """
+    root_path, manifest = open_root(root, annotations)
+    target = Path(out).expanduser().absolute()
+    _check_target(target, root_path, overwrite)
+    if row_group_bytes < 1 or shard_bytes < 1:
+        raise UsageError("row_group_bytes and shard_bytes: expected positive numbers of bytes")
+    result = scan(root_path, manifest, on_error=on_error, num_proc=num_proc)
+    plans = {
+        split: plan_split(rows, seed=seed, row_group_bytes=row_group_bytes, shard_bytes=shard_bytes)
+        for split, rows in _by_split(result, manifest.splits).items()
+    }
+    report = _report(result, plans, manifest.lists, manifest.repeated_rows, seed)
+    report["class_names"] = {column: list(manifest.vocabulary.names(column)) for column in LABEL_COLUMNS}
+    report["carried_columns"] = list(manifest.carried_columns)
+
+    report["build_id"] = hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()[:16]
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = int(report["bytes"] * 1.02), shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise BuildError(f"{target} needs {needed:,} bytes, {free:,} are free there; free some or choose another disk")
+    staging = target.with_name(f".{target.name}.incomplete")
+    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+    try:
+        (staging / "data").mkdir(parents=True)
+        features = features_of(manifest.vocabulary, manifest.carried_columns)
+        with tqdm(total=len(result.kept), desc="Writing Parquet", unit="img") as bar:
+            for split, shards in plans.items():
+                for number, groups in enumerate(shards):
+                    file = staging / "data" / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
+                    _write_shard(file, groups, features, root_path, manifest.carried_columns, result.facts, bar)
+        report["parquet_bytes"] = sum(file.stat().st_size for file in (staging / "data").iterdir())
+        (staging / BUILD_REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (staging / _CARD).write_text(render_card(report), encoding="utf-8")
+        _replace(staging, target)
+    except OSError as error:
+        raise BuildError(f"{target} could not be written ({error}); nothing was left there") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return report
+
+
+def _check_target(target: Path, root: Path, overwrite: bool) -> None:
+    inside = target.resolve()
+    if inside == root.resolve() or inside in root.resolve().parents:
+        raise BuildError(f"{target} is ROOT or holds it; choose another folder for the built dataset")
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / BUILD_REPORT).is_file():
+        raise BuildError(f"{target} is there and is not a dataset that was built by this command; choose another name")
+    if not overwrite:
+        raise BuildError(f"{target} already holds a built dataset; choose another name, or pass --overwrite")
+
+
+def _replace(staging: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    staging.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _by_split(result: Scan, splits: Sequence[str]) -> dict[str, list[Sized]]:
+    found: dict[str, list[Sized]] = {split: [] for split in splits}
+    for record in result.kept:
+        found[record.split].append(Sized(record, result.facts[record.file].size))
+    return {split: rows for split, rows in found.items() if rows}
+
+
+def _report(
+    result: Scan,
+    plans: Mapping[str, list[list[list[Record]]]],
+    lists: Sequence[tuple[str, str]],
+    repeated_rows: int,
+    seed: int,
+) -> dict[str, Any]:
+    from imaginet_hub import __version__
+
+    def counts(column: str, split: str) -> dict[str, int]:
+        values = Counter(getattr(record, column) for record in result.kept if record.split == split)
+        return dict(sorted(values.items()))
+
+    kept_rows = [(result.facts[r.file].sha256, r.label, r.generator_family, r.generator) for r in result.kept]
+    columns = ("label", "content_type", "generator_family", "generator", "source", "license")
+    return {
+        "schema_version": _REPORT_SCHEMA,
+        "imaginet_hub": __version__,
+        "fingerprint": content_fingerprint(kept_rows),
+        "annotations": [{"file": Path(name).name, "sha256": digest} for name, digest in lists],
+        "seed": seed,
+        "images": len(result.kept),
+        "bytes": sum(result.facts[r.file].size for r in result.kept),
+        "formats": dict(sorted(Counter(result.facts[r.file].format for r in result.kept).items())),
+        "splits": {
+            split: {
+                "images": sum(len(group) for shard in shards for group in shard),
+                "shards": len(shards),
+                "row_groups": sum(len(shard) for shard in shards),
+                "shuffle_buffer_size": shuffle_buffer_size(shards),
+                **{column: counts(column, split) for column in columns},
+            }
+            for split, shards in plans.items()
+        },
+        "repeated_rows": repeated_rows,
+        "left_out": result.left_out_json(),
+    }
+
+
+def _write_shard(
+    file: Path,
+    groups: Sequence[Sequence[Record]],
+    features: Any,
+    root: Path,
+    carried_columns: tuple[str, ...],
+    facts: Mapping[str, ImageFacts],
+    bar: Any,
+) -> None:
+    schema = features.arrow_schema
+    small = [name for name in schema.names if name != "image"]
+    with pq.ParquetWriter(
+        file,
+        schema,
+        # Image bytes do not compress; statistics of `label` are what lets a filter skip row groups.
+        compression={"image.bytes": "none", "image.path": "snappy", **dict.fromkeys(small, "snappy")},
+        use_dictionary=small,
+        write_statistics=small,
+        # Byte ranges cut by content: an edited dataset re-uploads only what changed.
+        use_content_defined_chunking=True,
+    ) as writer:
+        for group in groups:
+            rows = [
+                _encoded(row_of(record, root, carried_columns, facts[record.file].sha256), features)
+                for record in _ticking(group, bar)
+            ]
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=len(rows))
+
+
+def _ticking(records: Sequence[Record], bar: Any) -> Iterator[Record]:
+    for record in records:
+        yield record
+        bar.update(1)
+
+
+def _encoded(row: dict[str, Any], features: Any) -> dict[str, Any]:
+    return {**row, **{column: features[column].str2int(row[column]) for column in LABEL_COLUMNS}}

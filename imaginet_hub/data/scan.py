@@ -1,0 +1,189 @@
+"""Look at every image once before anything is written: what is there, what is not fit to go in, and why."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets.utils import tqdm
+
+from imaginet_hub.data.images import ImageFacts, examine, read_bytes
+from imaginet_hub.data.manifest import Manifest, Record
+from imaginet_hub.data.sources import KNOWN_CORRUPT
+from imaginet_hub.errors import BuildError, DataNotFoundError, ImageError, UsageError
+
+__all__ = ["ON_ERROR", "LeftOut", "Scan", "content_fingerprint", "examine_file", "fingerprint", "scan"]
+
+ON_ERROR = ("raise", "skip")
+_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """One image that did not go in.
+
+    Attributes:
+        path: as written in the annotations.
+        split: where it would have gone.
+        reason: missing | unreadable | truncated | oversized | checksum.
+        message: what was expected and what was found.
+        policy: "on_error" when the user chose to skip, "known_corrupt" for files damaged in every known copy.
+    """
+
+    path: str
+    split: str
+    reason: str
+    message: str
+    policy: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The images that are fit to go in, with their facts, and those that are not.
+
+    Attributes:
+        kept: records in the manifest's order.
+        facts: by `Record.file`.
+        left_out: in the manifest's order.
+    """
+
+    kept: tuple[Record, ...]
+    facts: Mapping[str, ImageFacts]
+    left_out: tuple[LeftOut, ...]
+
+    def left_out_json(self) -> list[dict[str, Any]]:
+        """The left-out images as JSON objects."""
+        return [asdict(item) for item in self.left_out]
+
+
+def examine_file(root: Path, record: Record) -> tuple[bytes, ImageFacts]:
+    """The bytes of one record's file and their facts, its checksum verified when the list gives one.
+
+    Raises:
+        ImageError: missing, unreadable, truncated, oversized, or other bytes than the list promises.
+    """
+    data = read_bytes(root / record.file)
+    if record.sha256 is not None:
+        found = hashlib.sha256(data).hexdigest()
+        if found != record.sha256:
+            raise ImageError("checksum", f"{record.path}: expected SHA-256 {record.sha256}, found {found}")
+    return data, examine(data, record.path)
+
+
+def scan(
+    root: str | os.PathLike[str],
+    manifest: Manifest,
+    *,
+    on_error: str = "raise",
+    num_proc: int | None = None,
+) -> Scan:
+    """Read, hash and completely decode every image of a manifest.
+
+    Args:
+        root: the folder that the manifest's paths are relative to.
+        manifest: what should be there.
+        on_error: "raise" (after all have been looked at) or "skip". Files of `sources.KNOWN_CORRUPT` are left out
+            under either when they turn out damaged or missing.
+        num_proc: threads; decoding releases the interpreter lock. Default: one per core.
+
+    Raises:
+        BuildError: with on_error="raise", listing every offender (also in its `offenders` attribute); under either
+            when nothing is left.
+        DataNotFoundError: `root` is not a folder.
+    """
+    root = Path(root)
+    if on_error not in ON_ERROR:
+        raise UsageError(f"on_error: expected one of {', '.join(ON_ERROR)}, got {on_error!r}")
+    if not root.is_dir():
+        raise DataNotFoundError(f"expected a folder of images at {root}, found none")
+
+    def look(record: Record) -> ImageFacts | LeftOut:
+        try:
+            return examine_file(root, record)[1]
+        except ImageError as error:
+            policy = "known_corrupt" if record.file in KNOWN_CORRUPT else "on_error"
+            return LeftOut(record.path, record.split, error.reason, error.message, policy)
+
+    workers = max(1, num_proc or os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(max_workers=workers)
+    try:
+        results = list(
+            tqdm(pool.map(look, manifest.records), total=len(manifest.records), desc="Checking images", unit="img")
+        )
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the files in flight, not for the rest
+
+    kept, facts, left_out = [], {}, []
+    for record, result in zip(manifest.records, results, strict=True):
+        if isinstance(result, LeftOut):
+            left_out.append(result)
+        else:
+            kept.append(record)
+            facts[record.file] = result
+    offenders = [item for item in left_out if item.policy == "on_error"]
+    if offenders and on_error == "raise":
+        raise offenders_error(root, offenders, len(manifest.records))
+    if not kept:
+        raise offenders_error(root, left_out, len(manifest.records))
+    return Scan(tuple(kept), facts, tuple(left_out))
+
+
+def offenders_error(root: Path, offenders: Sequence[LeftOut], total: int) -> BuildError:
+    """One error that lists all images that cannot go in."""
+    reasons = ", ".join(f"{n:,} {reason}" for reason, n in Counter(o.reason for o in offenders).most_common())
+    lines = [f"  {item.message}" for item in offenders[:_SHOWN]]
+    if len(offenders) > _SHOWN:
+        tops = Counter(Path(o.path).parts[0] for o in offenders)
+        folders = ", ".join(f"{n:,} in {top}" for top, n in tops.most_common())
+        lines.append(f"  ... and {len(offenders) - _SHOWN:,} more ({folders})")
+    error = BuildError(
+        f"{len(offenders):,} of {total:,} images under {root} cannot go in ({reasons}):\n"
+        + "\n".join(lines)
+        + "\nRepair or fetch them, or leave them out and on record with on_error='skip' (--on-error skip)."
+    )
+    error.offenders = tuple(offenders)  # type: ignore[attr-defined]
+    return error
+
+
+def fingerprint(root: str | os.PathLike[str], manifest: Manifest) -> str:
+    """A name for the state of a ROOT that changes when a list or a file changes; files are not opened.
+
+    Size, modification and status-change times stand for a file's content, as in make and rsync.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    base = os.path.realpath(root)
+    digest.update(base.encode(errors="surrogateescape"))
+    for name, sha256 in manifest.lists:
+        digest.update(f"\n{Path(name).name} {sha256}".encode())
+    for record in manifest.records:
+        try:
+            status = os.stat(f"{base}/{record.file}")  # noqa: PTH116 - 200,000 calls
+            state = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        except (OSError, ValueError):
+            state = "missing"
+        digest.update(f"\n{record.file} {state}".encode())
+    return digest.hexdigest()[:16]
+
+
+def content_fingerprint(rows: Iterable[tuple[str, str, str, str]]) -> str:
+    """A name for a set of labelled images that is the same wherever and in whatever order they are stored.
+
+    Args:
+        rows: (sha256, label, generator_family, generator) per image, class names.
+
+    Returns:
+        16 hexadecimal digits of the SHA-256 over the sorted rows.
+    """
+    digest = hashlib.sha256()
+    for row in sorted("\t".join(row) for row in rows):
+        digest.update(row.encode() + b"\n")
+    return digest.hexdigest()[:16]

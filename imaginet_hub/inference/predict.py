@@ -1,0 +1,132 @@
+"""Predictions for files on disk: one answer a file, whatever the others are like."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from imaginet_hub.data.images import IMAGE_SUFFIXES, open_image
+from imaginet_hub.errors import ImageError, UsageError
+from imaginet_hub.labels import Origin, Track
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from imaginet_hub.inference.detector import Detector
+
+__all__ = ["Prediction", "expand_paths", "predict_paths"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one file.
+
+    Attributes:
+        path: as given or found.
+        label: "real" or "synthetic"; None when the file could not be read or no detection model was given.
+        probability: of `label`, 0.5 to 1 for two classes.
+        generator: the likeliest generator family, when an identification model was given and the image is not
+            judged real.
+        generator_probability: of `generator`, given that the image is synthetic.
+        error: why there is no answer.
+    """
+
+    path: str
+    label: str | None = None
+    probability: float | None = None
+    generator: str | None = None
+    generator_probability: float | None = None
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that say something."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+def expand_paths(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Files, folders (searched through for image file names) and glob patterns, as a list of files in order.
+
+    A name that is not there stays in the list, so that it gets its own error.
+    """
+    files: dict[Path, None] = {}
+    for pattern in map(os.fspath, patterns):
+        given = Path(pattern).expanduser()
+        if given.is_dir():
+            found = sorted(p for p in given.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        elif not given.exists() and glob.has_magic(pattern):
+            found = sorted(Path(p) for p in glob.glob(str(given), recursive=True) if Path(p).is_file())  # noqa: PTH207
+            found = found or [given]
+        else:
+            found = [given]
+        files.update(dict.fromkeys(found))
+    return list(files)
+
+
+def predict_paths(
+    paths: Sequence[Path],
+    *,
+    detector: Detector | None = None,
+    identifier: Detector | None = None,
+    batch_size: int = 16,
+) -> Iterator[Prediction]:
+    """Answers in the order of the files; memory holds one batch.
+
+    Args:
+        paths: image files.
+        detector: a detection model.
+        identifier: an identification model; alone it names a generator for every image.
+        batch_size: images per forward pass.
+
+    Raises:
+        UsageError: no model, or one of the wrong track.
+    """
+    if detector is None and identifier is None:
+        raise UsageError("expected a detection model, an identification model, or both")
+    if detector is not None and detector.track is not Track.DETECTION:
+        raise UsageError(f"{detector.name}: expected a detection model, found one for {detector.track}")
+    if identifier is not None and identifier.track is not Track.IDENTIFICATION:
+        raise UsageError(f"{identifier.name}: expected an identification model, found one for {identifier.track}")
+    if batch_size < 1:
+        raise UsageError(f"batch_size: expected at least 1, got {batch_size}")
+    for start in range(0, len(paths), batch_size):
+        yield from _predict_batch(paths[start : start + batch_size], detector, identifier)
+
+
+def _predict_batch(
+    paths: Sequence[Path], detector: Detector | None, identifier: Detector | None
+) -> Iterator[Prediction]:
+    opened: list[Image.Image | str] = []
+    for path in paths:
+        try:
+            opened.append(open_image(path))
+        except ImageError as error:
+            opened.append(error.message)
+    images = [image for image in opened if not isinstance(image, str)]
+    detected = iter(_answers(detector, images))
+    identified = iter(_answers(identifier, images))
+    for path, image in zip(paths, opened, strict=True):
+        if isinstance(image, str):
+            yield Prediction(path=str(path), error=image)
+            continue
+        label, probability = next(detected)
+        generator, generator_probability = next(identified)
+        if label == Origin.REAL:
+            generator = generator_probability = None
+        yield Prediction(str(path), label, probability, generator, generator_probability)
+
+
+def _answers(
+    model: Callable[[Sequence[Image.Image]], NDArray[np.float32]] | Any, images: Sequence[Image.Image]
+) -> list[tuple[str | None, float | None]]:
+    if model is None:
+        return [(None, None)] * len(images)
+    probabilities = model(images)
+    best = probabilities.argmax(axis=1)
+    return [(model.names[k], float(row[k])) for row, k in zip(probabilities, best, strict=True)]

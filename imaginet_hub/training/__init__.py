@@ -1,0 +1,1 @@
+"""Training: contrastive losses, the two stages and their data."""

@@ -1,0 +1,110 @@
+"""What every test shares: caches of its own, no network but loopback, and small ROOT folders."""
+
+from __future__ import annotations
+
+import csv
+import io
+import ipaddress
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Before anything imports datasets or transformers.
+_CACHE = tempfile.TemporaryDirectory(prefix="imaginet-tests-")
+os.environ["HF_HOME"] = _CACHE.name
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.pop("HF_TOKEN", None)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+PROJECT = Path(__file__).parents[1]
+SHARED = PROJECT.parent / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loopback_only() -> Iterator[None]:
+    """Any connection to another machine is a failure."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            host = str(address[0])
+            if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+                raise OSError(f"tests may not connect to {address}")
+        connect(self, address)
+
+    socket.socket.connect = guarded  # type: ignore[method-assign]
+    yield
+    socket.socket.connect = connect  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with upstream's lists and real images, on machines that have it."""
+    if not (SHARED / "annotations").is_dir():
+        pytest.skip("upstream's lists are not on this machine")
+    return SHARED
+
+
+def image_bytes(seed: int, size: tuple[int, int] = (40, 32), format_: str = "PNG", mode: str = "RGB") -> bytes:
+    """A noise image, so that no two seeds give the same bytes and nothing compresses."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(stream, format_)
+    return stream.getvalue()
+
+
+COLUMNS = ("path", "label", "content_type", "generator_family", "generator", "split", "license", "source", "group")
+
+
+def table_rows(real: int = 12, synthetic: int = 8) -> list[dict[str, str]]:
+    """Rows of people's own data, with generators that ImagiNet does not know."""
+    rows = []
+    for number in range(real + synthetic):
+        made = number >= real
+        family = ("NewNet", "SD")[number % 2] if made else "real"
+        generator = ("NewNet 3", "SD v2.1")[number % 2] if made else "real"
+        values = (
+            f"pictures/{number:03d}.{('png', 'jpg', 'webp')[number % 3]}",
+            "synthetic" if made else "real",
+            ("faces", "maps")[number % 2],
+            family,
+            generator,
+            "test" if number % 4 == 0 else "train",
+            "CC0 1.0",
+            "me",
+            f"g{number % 3}",
+        )
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    return rows
+
+
+def write_root(root: Path, rows: list[dict[str, str]], size: tuple[int, int] = (40, 32)) -> Path:
+    """A ROOT with annotations.csv and an image for each row."""
+    formats = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
+    for number, row in enumerate(rows):
+        file = root / row["path"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(image_bytes(number, size, formats[file.suffix]))
+    with (root / "annotations.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return root
+
+
+@pytest.fixture
+def make_root(tmp_path: Path) -> Callable[..., Path]:
+    """Makes ROOT folders: `make_root(real=12, synthetic=8)`."""
+
+    def make(name: str = "root", size: tuple[int, int] = (40, 32), **counts: int) -> Path:
+        (tmp_path / name).mkdir()
+        return write_root(tmp_path / name, table_rows(**counts), size)
+
+    return make

@@ -1,0 +1,214 @@
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+from imaginet_hub.errors import ImageError, UsageError
+from imaginet_hub.perturbations import (
+    center_crop,
+    fixed_crop,
+    gaussian_blur,
+    gaussian_noise,
+    jpeg,
+    random_crop,
+    reflect_pad,
+    webp,
+)
+
+GOLDEN_CROPS = json.loads((Path(__file__).parent / "golden" / "golden_eval_crop.json").read_text())
+
+# SHA-256 (first 16 digits) of cv2.GaussianBlur(image, (k, k), 0) by OpenCV 4.10 on noise(height, width, seed).
+OPENCV_BLURS = {
+    (37, 53, 1): {3: "5987b69b7c61a80b", 5: "d3480d8b16518aad", 7: "215fb06c40f7cd4a"},
+    (96, 96, 2): {3: "f228582dc375f2f7", 5: "b2fd403824aff9d3", 7: "f00d3e0e5e2771ea"},
+    (4, 9, 3): {3: "cc77b1c625591978", 5: "5137c4e6dedbf2c4", 7: "844455c5cc962a8a"},
+    (2, 3, 4): {3: "d1be1afca5642880", 5: "a63db45631465aab", 7: "21675e73422dc290"},
+    (1, 5, 5): {3: "42589a2f539a1f55", 5: "da8409b114dbd1de", 7: "2853e84674a567d1"},
+}
+
+
+def noise(height: int, width: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(np.uint8))
+
+
+def smooth(height: int = 64, width: int = 64) -> Image.Image:
+    rows, columns = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([rows * 2, columns * 2, rows + columns], axis=2).astype(np.uint8))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def sha256(image: Image.Image) -> str:
+    return hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
+
+
+# Crops
+
+
+@pytest.mark.parametrize("case", GOLDEN_CROPS, ids=lambda case: f"{case['height']}x{case['width']}")
+def test_fixed_crop_equals_upstream(case):
+    image = noise(case["height"], case["width"], case["seed"])
+    assert sha256(fixed_crop(image, 256)) == case["sha256_of_uint8_hwc_bytes"]
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 40))
+def test_reflect_pad_walks_back_and_forth(height, width, size):
+    image = noise(height, width)
+    padded = pixels(reflect_pad(image, size))
+    assert padded.shape == (max(height, size), max(width, size), 3)
+
+    def source(length: int) -> list[int]:
+        there_and_back = [*range(length), *range(length - 2, 0, -1)]
+        start = -((max(length, size) - length) // 2)
+        return [there_and_back[(start + i) % len(there_and_back)] for i in range(max(length, size))]
+
+    assert np.array_equal(padded, pixels(image)[source(height)][:, source(width)])
+
+
+def test_reflect_pad_leaves_large_images_alone():
+    image = noise(20, 30)
+    assert reflect_pad(image, 20) is image
+
+
+def test_center_crop_keeps_the_odd_pixel_at_the_far_side():
+    image = noise(7, 10)
+    assert np.array_equal(pixels(center_crop(image, 4)), pixels(image)[1:5, 3:7])
+
+
+def test_random_crop_takes_every_position_equally_often():
+    image = Image.fromarray(np.arange(4 * 5, dtype=np.uint8).reshape(4, 5)[..., None].repeat(3, 2))
+    rng = np.random.default_rng(0)
+    corners = [pixels(random_crop(image, 3, rng))[0, 0, 0] for _ in range(3000)]
+    values, counts = np.unique(corners, return_counts=True)
+    assert values.tolist() == [0, 1, 2, 5, 6, 7]
+    assert np.abs(counts - 500).max() < 100
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**32))
+def test_random_crop_is_a_window(height, width, seed):
+    image = noise(height, width)
+    size = min(height, width)
+    windows = np.lib.stride_tricks.sliding_window_view(pixels(image), (size, size, 3)).reshape(-1, size, size, 3)
+    crop = pixels(random_crop(image, size, np.random.default_rng(seed)))
+    assert (windows == crop).all(axis=(1, 2, 3)).any()
+
+
+# Blur
+
+
+@pytest.mark.parametrize("shape", OPENCV_BLURS, ids=str)
+def test_small_blurs_equal_opencv(shape):
+    assert {k: sha256(gaussian_blur(noise(*shape), k))[:16] for k in (3, 5, 7)} == OPENCV_BLURS[shape]
+
+
+@pytest.mark.parametrize(("kernel_size", "sigma", "expected_sigma"), [(9, None, 1.7), (11, None, 2.0), (5, 0.7, 0.7)])
+def test_blur_equals_scipy(kernel_size, sigma, expected_sigma):
+    image = noise(30, 41)
+    radius = kernel_size // 2
+    expected = ndimage.gaussian_filter(
+        np.asarray(image).astype(float), (expected_sigma, expected_sigma, 0), mode="mirror", radius=(radius, radius, 0)
+    )
+    assert np.abs(pixels(gaussian_blur(image, kernel_size, sigma)) - expected).max() <= 0.501
+
+
+def test_sigma_alone_takes_three_of_them_on_each_side():
+    image = noise(30, 41)
+    assert np.array_equal(pixels(gaussian_blur(image, sigma=1.5)), pixels(gaussian_blur(image, 11, 1.5)))
+    assert np.array_equal(pixels(gaussian_blur(image, 1)), pixels(image))
+
+
+# Noise
+
+
+@pytest.mark.parametrize("variance", [3.0, 10.0])
+def test_noise_has_the_variance_and_no_bias(variance):
+    grey = Image.new("RGB", (300, 300), (128, 128, 128))
+    difference = pixels(gaussian_noise(grey, variance, np.random.default_rng(0))) - 128
+    assert abs(difference.mean()) < 0.02
+    assert difference.var() == pytest.approx(variance + 1 / 12, rel=0.02)  # rounding adds 1/12
+    assert abs(np.corrcoef(difference[..., 0].ravel(), difference[..., 1].ravel())[0, 1]) < 0.02
+
+
+def test_noise_is_determined_by_its_generator():
+    image = noise(20, 20)
+    first, again, other = (gaussian_noise(image, 5, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert sha256(first) == sha256(again) != sha256(other)
+    assert np.array_equal(pixels(gaussian_noise(image, 0, np.random.default_rng(0))), pixels(image))
+
+
+# Encodings
+
+
+@pytest.mark.parametrize(("encode", "name"), [(jpeg, "JPEG"), (webp, "WEBP")])
+def test_reencoding_is_what_pillow_writes(encode, name):
+    image = smooth(50, 70)
+    stream = io.BytesIO()
+    image.save(stream, name, quality=75)
+    assert np.array_equal(pixels(encode(image, 75)), pixels(Image.open(stream)))
+
+
+@pytest.mark.parametrize("encode", [jpeg, webp])
+def test_lower_quality_loses_more(encode):
+    image = ndimage.gaussian_filter(np.asarray(noise(64, 64)), (1, 1, 0))
+    errors = [np.abs(pixels(encode(Image.fromarray(image), quality)) - image).mean() for quality in (95, 60, 20)]
+    assert 0 < errors[0] < errors[1] < errors[2]
+
+
+@pytest.mark.parametrize("encode", [jpeg, webp])
+def test_reencoding_ignores_metadata(encode):
+    plain, tagged = smooth(), smooth()
+    tagged.info.update(comment=b"made by a generator", icc_profile=b"profile")
+    assert np.array_equal(pixels(encode(plain, 80)), pixels(encode(tagged, 80)))
+    assert "comment" not in encode(tagged, 80).info
+
+
+def test_too_long_a_side_is_an_image_error():
+    with pytest.raises(ImageError, match="16383") as caught:
+        webp(Image.new("RGB", (16_384, 1)), 80)
+    assert caught.value.reason == "oversized"
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda image: jpeg(image, 0),
+        lambda image: jpeg(image, 101),
+        lambda image: webp(image, 80.5),
+        gaussian_blur,
+        lambda image: gaussian_blur(image, 4),
+        lambda image: gaussian_blur(image, -1),
+        lambda image: gaussian_blur(image, 3, 0),
+        lambda image: gaussian_blur(image, sigma=float("nan")),
+        lambda image: gaussian_noise(image, -1, np.random.default_rng(0)),
+        lambda image: gaussian_noise(image, float("nan"), np.random.default_rng(0)),
+        lambda image: gaussian_noise(image, 1, np.random),
+        lambda image: reflect_pad(image, 0),
+        lambda image: center_crop(image, 0),
+        lambda image: center_crop(image, 11),
+        lambda image: random_crop(image, 11, np.random.default_rng(0)),
+        lambda image: random_crop(image, 5, None),
+        lambda image: fixed_crop(image, "5"),
+        lambda image: jpeg(image.convert("L"), 80),
+        lambda image: fixed_crop(image.convert("RGBA"), 5),
+        lambda image: reflect_pad(np.asarray(image), 5),
+    ],
+)
+def test_unusable_arguments_are_refused(call):
+    with pytest.raises(UsageError, match=r"expected|missing"):
+        call(noise(10, 10))
+
+
+def test_numpy_integers_are_integers():
+    assert jpeg(noise(10, 10), np.int64(80)).size == fixed_crop(noise(10, 10), np.int16(10)).size
