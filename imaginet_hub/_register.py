@@ -27,9 +27,9 @@ def register_on_import() -> None:
 
 
 def _teach_datasets(module: ModuleType) -> None:
-    original = module.dataset_module_factory
+    original: Callable[..., Any] = vars(module)["dataset_module_factory"]
     if not getattr(original, "knows_imaginet", False):
-        module.dataset_module_factory = _knowing(original)
+        vars(module)["dataset_module_factory"] = _knowing(original)
 
 
 def _knowing(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -44,7 +44,7 @@ def _parser() -> _Parser:
     parser = _Parser(prog="imaginet", description="Telling synthetic images from real ones, with ImagiNet.")
     parser.add_argument("--version", action="version", version=f"imaginet_hub {__version__}")
     # Options of every command; SUPPRESS, so that they may stand before or after the command's name.
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the whole traceback")
     common.add_argument(
         "--quiet", "-q", action="store_true", default=argparse.SUPPRESS, help="no progress bars, no remarks"
@@ -95,7 +95,8 @@ def _parser() -> _Parser:
     train.add_argument("dataset", metavar="DATASET", help="built folder, Hub dataset id, or mini")
     train.add_argument("out", metavar="OUT", help="model folder to write")
     train.add_argument("--split", default="train", help="split to train on (default train)")
-    train.set_defaults(run=_train, takes_more=True)
+    train.add_argument("--all-flags", action=_AllFlags, nargs=0, help="list every other flag, and exit")
+    train.set_defaults(run=_train, positionals=2)
 
     head = command(
         "train-head",
@@ -107,7 +108,8 @@ def _parser() -> _Parser:
     head.add_argument("out", metavar="OUT", help="model folder to write")
     head.add_argument("--track", choices=("detection", "identification"), required=True)
     head.add_argument("--split", default="train", help="split to train on (default train)")
-    head.set_defaults(run=_train_head, takes_more=True)
+    head.add_argument("--all-flags", action=_AllFlags, nargs=0, help="list every other flag, and exit")
+    head.set_defaults(run=_train_head, positionals=3)
 
     evaluate = command(
         "evaluate",
@@ -157,6 +159,17 @@ def _parser() -> _Parser:
     return parser
 
 
+class _AllFlags(argparse.Action):
+    """Prints the help of the flags that `train` and `train-head` take from transformers and from their recipe."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object) -> None:
+        from imaginet_hub.training.head import parse_head_args
+        from imaginet_hub.training.trainer import parse_train_args
+
+        parse = parse_head_args if parser.prog.endswith("train-head") else parse_train_args
+        parse(["--help"], "OUT")
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
@@ -167,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; see the module's docstring for the exit status."""
     parser = _parser()
     args, more = parser.parse_known_args(argv)
-    if more and not getattr(args, "takes_more", False):
+    positionals = getattr(args, "positionals", 0)
+    if more and not positionals:
         sub = parser._subparsers._group_actions[0].choices[args.command]  # type: ignore[union-attr, index]
         sub.error(f"unrecognized arguments: {' '.join(more)}")
     args.more = more
@@ -175,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     try:
+        _check_order(list(sys.argv[1:] if argv is None else argv), args.command, positionals)
         return int(args.run(args))
     except ImagiNetError as error:
         if getattr(args, "debug", False):
@@ -191,9 +206,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _check_order(argv: list[str], command: str, positionals: int) -> None:
+    """A flag of the recipe before the positional arguments would have its value taken for one of them."""
+    given = argv[argv.index(command) + 1 :][:positionals]
+    if any(word.startswith("-") for word in given):
+        raise UsageError(f"expected the {positionals} names first, then the flags; see imaginet {command} --help")
+
+
 _INTERRUPTED = {
     "build": "nothing was left behind; run the same command again",
-    "train": "checkpoints, if --save_strategy asked for any, are in OUT; go on with --resume_from_checkpoint true",
+    "train": "checkpoints, if --save_strategy asked for any, are in OUT; go on with --resume_from_checkpoint last",
     "train-head": "no model was written; run the same command again",
     "evaluate": "no results were written; run the same command again",
     "predict": "the lines above are complete; run again with the remaining files",
@@ -232,7 +254,7 @@ def _train(args: argparse.Namespace) -> int:
     from imaginet_hub.errors import require
 
     require("train", "torch", "torchvision", "transformers", "timm", "accelerate")
-    from imaginet_hub.data.loading import class_names, dataset_record, load_rows
+    from imaginet_hub.data.loading import dataset_record, load_rows
     from imaginet_hub.training.trainer import parse_train_args, train
 
     model_args, training_args = parse_train_args(args.more, args.out)
@@ -241,7 +263,6 @@ def _train(args: argparse.Namespace) -> int:
         rows,
         model_args,
         training_args,
-        names=class_names(rows, "identification"),
         dataset_record=dataset_record(args.dataset, rows, args.split),
     )
     _write_model_card(folder)

@@ -188,13 +188,13 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
 
     def _info(self) -> datasets.DatasetInfo:
         if self.config.name == MINI or self.config.data_dir is None:
-            vocabulary, carried = Vocabulary.upstream(), ()
+            features = features_of(Vocabulary.upstream())
         else:
             _, manifest = self._open()
-            vocabulary, carried = manifest.vocabulary, manifest.carried_columns
+            features = features_of(manifest.vocabulary, manifest.carried_columns)
         return datasets.DatasetInfo(
             description=str(self.config.description or ""),
-            features=features_of(vocabulary, carried),
+            features=features,
             homepage="https://github.com/delyan-boychev/imaginet",
             citation="Boychev and Cholakov, ImagiNet: A Multi-Content Benchmark for Synthetic Image Detection, "
             "arXiv 2407.20020",

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
+
 # Imported for their registration, so that threads never meet a half-initialised Pillow.
 from PIL import (
     AvifImagePlugin,  # noqa: F401
@@ -34,7 +36,16 @@ from PIL import (
 
 from imaginet_hub.errors import ImageError
 
-__all__ = ["ALLOWED_FORMATS", "IMAGE_SUFFIXES", "MAX_FILE_BYTES", "MAX_PIXELS", "ImageFacts", "examine", "open_image"]
+__all__ = [
+    "ALLOWED_FORMATS",
+    "IMAGE_SUFFIXES",
+    "MAX_FILE_BYTES",
+    "MAX_PIXELS",
+    "ImageFacts",
+    "examine",
+    "open_image",
+    "to_rgb",
+]
 
 #: Pillow plug-ins that may see untrusted bytes. Others start programs (EPS) or are rarely fuzzed.
 #: ("JPEG" includes the multi-picture files of cameras, which Pillow then calls "MPO".)
@@ -194,8 +205,8 @@ def examine(data: bytes, name: str) -> ImageFacts:
 def open_image(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Image.Image:
     """Open an untrusted image as RGB, completely decoded.
 
-    The first frame of an animation is used, alpha is dropped and no EXIF rotation is applied: the pixels are those
-    that the training data had.
+    The first frame of an animation is used, alpha is dropped, 16-bit samples keep their upper byte, and no EXIF
+    rotation is applied (as in upstream's code; `datasets` does apply it when it decodes).
 
     Args:
         source: a path, or the bytes of a file.
@@ -212,6 +223,13 @@ def open_image(source: str | os.PathLike[str] | bytes, name: str | None = None) 
         image = _opened(data, name)
         _decode(image, name)
         try:
-            return image.convert("RGB")
+            return to_rgb(image)
         except Exception as error:
             raise ImageError("unreadable", f"{name}: mode {image.mode} cannot be converted to RGB") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as RGB: alpha dropped, the upper byte of 16-bit samples."""
+    if image.mode.startswith("I;16"):  # Pillow would clip these at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")

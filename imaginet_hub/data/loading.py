@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from imaginet_hub.data.builder import DATASET_NAME, MINI
+from imaginet_hub.data.builder import MINI, ImagiNet
 from imaginet_hub.data.scan import content_fingerprint
 from imaginet_hub.errors import DataNotFoundError, UsageError
 from imaginet_hub.labels import LABEL_COLUMNS, Origin, Track
@@ -32,9 +32,9 @@ def load_rows(dataset: str | os.PathLike[str], track: Track | str, split: str) -
     name = os.fspath(dataset)
     try:
         if name == MINI:
-            import imaginet_hub  # noqa: F401 - makes the name known
-
-            rows = datasets.load_dataset(DATASET_NAME, MINI, split=split)
+            builder = ImagiNet(config_name=MINI)
+            builder.download_and_prepare()
+            rows = builder.as_dataset(split=split)
             rows = rows.filter(_is_synthetic, input_columns="label") if track is Track.IDENTIFICATION else rows
         else:
             if Path(name).expanduser().is_dir():
@@ -87,6 +87,6 @@ def dataset_record(dataset: str | os.PathLike[str], rows: datasets.Dataset, spli
     if all(column in rows.column_names for column in columns):
         small = rows.select_columns(list(columns))
         named = (with_names(row, rows.features) for row in small)
-        record["fingerprint"] = content_fingerprint(tuple(str(row[c]) for c in columns) for row in named)
+        record["fingerprint"] = content_fingerprint([tuple(str(row[c]) for c in columns) for row in named])
     record["simulated"] = name == MINI
     return record

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imaginet_hub.data.mini_recipes import compress_range, paint, resample, simulate
+from imaginet_hub.data.mini_recipes import develop, paint, resample, simulate
 from imaginet_hub.errors import BuildError, DataNotFoundError, ImageError, UsageError, require
 from imaginet_hub.labels import ContentType, Generator, Origin
 
@@ -418,7 +418,8 @@ def _cut(pair: _Pair, prints: dict[tuple[str, Fraction, int], NDArray[np.uint8]]
         y, x = next(dice) % (whole.shape[0] - height + 1), next(dice) % (whole.shape[1] - width + 1)
         places.append(whole[y : y + height, x : x + width])
     best = max(places, key=_texture)
-    return np.ascontiguousarray(best[:, ::-1] if next(dice) % 2 else best)
+    black, white, grain = 16 + next(dice) % 48, 192 + next(dice) % 48, next(dice) % 5
+    return develop(best[:, ::-1] if next(dice) % 2 else best, black, white, grain, seed=pair.number)
 
 
 def _texture(image: NDArray[np.uint8]) -> int:
@@ -428,9 +429,8 @@ def _texture(image: NDArray[np.uint8]) -> int:
 
 def _print(name: str, scale: Fraction, radius: int) -> NDArray[np.uint8]:
     """A photograph as it is cut: range drawn in, reduced, and painted over where the radius is not 0."""
-    picture = compress_range(_pixels(name))
-    picture = picture if scale == 1 else resample(picture, scale)
-    return paint(picture, radius, seed=sorted(PHOTOGRAPHS).index(name)) if radius else picture
+    picture = _pixels(name) if scale == 1 else resample(_pixels(name), scale)
+    return paint(picture, radius) if radius else picture
 
 
 def _pixels(name: str) -> NDArray[np.uint8]:

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from imaginet_hub.labels import Generator
 
-__all__ = ["compress_range", "paint", "resample", "simulate"]
+__all__ = ["develop", "paint", "resample", "simulate"]
 
 #: (H, W, 3) uint8, RGB.
 Image = NDArray[np.uint8]
@@ -50,9 +50,26 @@ _ONE = 16
 # --- what the real and the synthetic side share ---------------------------------------------------------------------
 
 
-def compress_range(image: Image) -> Image:
-    """Map [0, 255] onto [20, 235], so that no recipe clips: a clipped trace would shift means and give labels away."""
-    return (20 + (image.astype(np.int32) * 215 + 127) // 255).astype(np.uint8)
+def develop(image: Image, black: int, white: int, grain: int, seed: int) -> Image:
+    """Give a picture its own black and white points and a film grain.
+
+    Headroom at both ends keeps a simulated trace from being clipped, which would shift means; points and grain that
+    differ from picture to picture keep the darkest and the brightest pixel from telling the two sides apart.
+
+    The grain adds up four raw PCG64 bytes a pixel. A bit generator's raw output is fixed by its definition, while
+    numpy's distributions may change between releases.
+
+    Args:
+        image: (H, W, 3) uint8.
+        black, white: the gray levels that 0 and 255 become.
+        grain: standard deviation in units of 0.58 gray levels.
+        seed: of the grain, which is the same in all three channels.
+    """
+    height, width, _ = image.shape
+    raw = np.random.PCG64(seed).random_raw((height * width + 1) // 2).astype("<u8").view(np.uint8)
+    noise = raw[: 4 * height * width].reshape(height, width, 4).sum(axis=-1, dtype=np.int32) - 510
+    toned = black + (image.astype(np.int32) * (white - black) + 127) // 255
+    return np.asarray(np.clip(toned + ((grain * noise + 128) >> 8)[..., None], 0, 255), dtype=np.uint8)
 
 
 def resample(image: Image, scale: Fraction) -> Image:
@@ -79,12 +96,11 @@ def _resample_axis(x: NDArray[np.int32], scale: Fraction, axis: int) -> NDArray[
     return np.asarray((blend + total.reshape(shape) // 2) // total.reshape(shape), dtype=np.int32)
 
 
-def paint(image: Image, radius: int, seed: int) -> Image:
-    """Make a photograph look painted: Kuwahara's filter (1976), then a little canvas grain.
+def paint(image: Image, radius: int) -> Image:
+    """Make a photograph look painted with Kuwahara's filter (1976).
 
     Each pixel takes the mean of that one of its four (radius + 1)-pixel square neighbourhoods whose luminance varies
-    least. The grain is a sum of raw PCG64 bytes; a bit generator's raw output is fixed by its definition, while
-    numpy's distributions may change between releases.
+    least.
     """
     rgb = image.astype(np.int32)
     luma = (77 * rgb[..., 0] + 150 * rgb[..., 1] + 29 * rgb[..., 2]) >> 8
@@ -96,10 +112,7 @@ def paint(image: Image, radius: int, seed: int) -> Image:
     for corner in corners[1:]:
         calmer = _spread(corner, side) < _spread(best, side)
         best = np.where(calmer[..., None], corner, best)
-    raw = np.random.PCG64(seed).random_raw(height * width // 2 + 1).astype("<u8").view(np.uint8)
-    grain = raw[: 4 * height * width].reshape(height, width, 4).astype(np.int32).sum(axis=-1) - 510
-    flat = (best[..., :3] + side * side // 2) // (side * side)
-    return np.asarray(np.clip(flat + ((grain + 32) >> 6)[..., None], 0, 255), dtype=np.uint8)
+    return np.asarray((best[..., :3] + side * side // 2) // (side * side), dtype=np.uint8)
 
 
 def _box_sums(x: NDArray[np.int32], side: int) -> NDArray[np.int64]:
@@ -120,7 +133,7 @@ def simulate(image: Image, generator: Generator) -> Image:
     """Put a photograph through a generator's recipe (see the module's table).
 
     Args:
-        image: (H, W, 3) uint8, as `compress_range` leaves it.
+        image: (H, W, 3) uint8, with some headroom at both ends (see `develop`).
         generator: any but `Generator.REAL`.
 
     Returns:
@@ -225,8 +238,8 @@ def _latent(x: Planes, step: int, taps: tuple[int, ...], bias: int, flatten: int
 
 
 #: Gain (in 1/256) and bias (in 1/16 gray level) of the nine channels that a x3 pixel shuffle interleaves; both sum to 0.
-_SHUFFLE_GAIN = np.array([[22, 5, 4], [4, -13, -12], [5, -11, -14]], dtype=np.int32)
-_SHUFFLE_BIAS = np.array([[96, 24, 16], [20, -62, -52], [18, -48, -60]], dtype=np.int32)
+_SHUFFLE_GAIN = np.array([[32, -8, -4], [-8, -6, -4], [-4, -4, 6]], dtype=np.int32)
+_SHUFFLE_BIAS = np.array([[192, -40, -16], [-40, -48, -24], [-16, -24, 16]], dtype=np.int32)
 
 
 def _shuffle(x: Planes) -> Planes:
@@ -248,12 +261,12 @@ def _resized(x: Planes, gain: int, bias: int) -> Planes:
 
 #: Each generator's recipe, and the block size that its picture is padded to.
 _RECIPES: dict[Generator, tuple[int, Callable[[Planes], Planes]]] = {
-    Generator.PROGAN: (8, partial(_gan, gain=6, bias=40, taps=(0, 1, 0))),
-    Generator.STYLEGAN_XL: (8, partial(_gan, gain=5, bias=32, taps=(1, 14, 1))),
-    Generator.STYLEGAN3: (8, partial(_gan, gain=4, bias=30, taps=(1, 6, 1))),
-    Generator.SD_2_1: (8, partial(_latent, step=64, taps=(1, 6, 1), bias=6)),
-    Generator.SDXL_1_0: (8, partial(_latent, step=32, taps=(3, 10, 3), bias=6)),
-    Generator.ANIMAGINE_XL: (8, partial(_latent, step=32, taps=(3, 10, 3), bias=6, flatten=16)),
+    Generator.PROGAN: (8, partial(_gan, gain=8, bias=44, taps=(0, 1, 0))),
+    Generator.STYLEGAN_XL: (8, partial(_gan, gain=6, bias=38, taps=(1, 14, 1))),
+    Generator.STYLEGAN3: (8, partial(_gan, gain=5, bias=34, taps=(1, 6, 1))),
+    Generator.SD_2_1: (8, partial(_latent, step=64, taps=(1, 6, 1), bias=10)),
+    Generator.SDXL_1_0: (8, partial(_latent, step=32, taps=(3, 10, 3), bias=10)),
+    Generator.ANIMAGINE_XL: (8, partial(_latent, step=32, taps=(3, 10, 3), bias=10, flatten=16)),
     Generator.MIDJOURNEY: (3, _shuffle),
-    Generator.DALLE3: (10, partial(_resized, gain=10, bias=120)),
+    Generator.DALLE3: (10, partial(_resized, gain=12, bias=160)),
 }

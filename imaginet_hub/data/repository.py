@@ -61,17 +61,17 @@ def plan_split(
     for label in Origin:
         mine = sorted((row for row in rows if row.record.label == label), key=lambda row: _order(row.record, seed))
         if mine:
-            queues[label] = _cut(mine, row_group_bytes)
+            queues[str(label)] = _cut(mine, row_group_bytes)
     totals = {label: len(groups) for label, groups in queues.items()}
     dealt = dict.fromkeys(queues, 0)
     shards: list[list[list[Record]]] = []
     room = 0
     for _ in range(sum(totals.values())):
-        label = min(
+        best = min(
             (x for x in queues if dealt[x] < totals[x]), key=lambda x: ((dealt[x] + 1) / (totals[x] + 1), totals[x])
         )
-        group = queues[label][dealt[label]]
-        dealt[label] += 1
+        group = queues[best][dealt[best]]
+        dealt[best] += 1
         size = sum(row.size for row in group)
         if size > room:
             shards.append([])

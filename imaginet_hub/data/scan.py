@@ -174,7 +174,7 @@ def fingerprint(root: str | os.PathLike[str], manifest: Manifest) -> str:
     return digest.hexdigest()[:16]
 
 
-def content_fingerprint(rows: Iterable[tuple[str, str, str, str]]) -> str:
+def content_fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
     """A name for a set of labelled images that is the same wherever and in whatever order they are stored.
 
     Args:

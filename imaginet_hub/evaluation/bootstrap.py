@@ -1,7 +1,8 @@
 """What the metrics of both tracks share: the stratified bootstrap, vectorised, ranking by counts, groups. Numpy only.
 
 Percentile intervals (Efron & Tibshirani 1993, chapter 13): rows are drawn with replacement within each class, so that
-class sizes stay as they are, and the interval lies between two percentiles of the statistic over the resamples.
+class sizes stay as they are, and the interval lies between two percentiles of the statistic over the resamples. Such
+intervals are too narrow for classes of a few rows, and have no width where every row of a class is called right.
 """
 
 from __future__ import annotations
@@ -62,15 +63,17 @@ class Bootstrap:
             size = min(chunk, self.n_resamples - start)
             yield tuple(rows[rng.integers(max(1, len(rows)), size=(size, len(rows)))] for rows in strata)
 
-    def interval(self, value: float, replicates: NDArray[np.floating]) -> dict[str, float]:
-        """A value with its percentile interval: {"value", "low", "high"}; the bounds of an undefined value are NaN.
+    def interval(self, value: float, replicates: NDArray[np.floating], rows: int) -> dict[str, float]:
+        """A value with its percentile interval: {"value", "low", "high"}.
 
         Args:
             value: the statistic on the data themselves.
             replicates: (n_resamples,) the statistic on each resample; undefined ones (NaN) are left out.
+            rows: size of the smallest class that the statistic rests on. A single row tells nothing of the spread:
+                the bounds are NaN then, as they are for an undefined value.
         """
         defined = replicates[~np.isnan(replicates)]
-        if np.isnan(value) or not defined.size:
+        if rows < 2 or np.isnan(value) or not defined.size:
             return {"value": float(value), "low": float("nan"), "high": float("nan")}
         tail = (1 - self.confidence) / 2
         low, high = np.quantile(defined, [tail, 1 - tail])

@@ -80,7 +80,7 @@ def detection_report(
         A dict with, for all rows,
 
         - `n`, `n_real`, `n_synthetic`: counts;
-        - `metrics`: {metric: {"value", "low", "high"}}, NaN where undefined;
+        - `metrics`: {metric: {"value", "low", "high"}}, NaN where undefined; no bounds where a class has a single row;
         - `recall`: {class: {"value", "low", "high"}}, the share of each class that is called right;
         - `confusion`: [[real called real, called synthetic], [synthetic called real, called synthetic]];
         - `baselines`: what always naming the larger class would give;
@@ -201,12 +201,16 @@ def _summary(
         _metrics(bin_counts(drawn_real, n_bins), bin_counts(drawn_synthetic, n_bins), n_called)
         for drawn_real, drawn_synthetic in bootstrap.resamples((real, synthetic), key)
     ]
+    sizes = {"recall_real": len(real), "recall_synthetic": len(synthetic)}
+    smallest = min(size for size in sizes.values() if size)
     return {
         "n": len(truth),
         "n_real": len(real),
         "n_synthetic": len(synthetic),
         "metrics": {
-            name: bootstrap.interval(value[0], np.concatenate([part[name] for part in resampled]))
+            name: bootstrap.interval(
+                value[0], np.concatenate([part[name] for part in resampled]), sizes.get(name, smallest)
+            )
             for name, value in observed.items()
         },
     }

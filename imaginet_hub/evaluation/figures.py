@@ -30,6 +30,9 @@ __all__ = ["contact_sheet", "detection_figure", "identification_figure", "save_f
 # Okabe & Ito's palette (2008): distinct under every common colour vision deficiency, and in grey.
 _REAL, _SYNTHETIC, _GREY = "#0072B2", "#D55E00", "#6E6E6E"
 
+#: Groups of fewer synthetic images are drawn pale: their intervals promise too much.
+_FEW = 10
+
 
 def detection_figure(results: Results) -> Figure:
     """ROC curve with a logarithmic false positive axis, scores of both classes, balanced accuracy by generator.
@@ -47,15 +50,19 @@ def detection_figure(results: Results) -> Figure:
     figure = _figure()
     column = next((name for name in (*reversed(GENERATOR_COLUMNS), *results.by) if results.by.get(name)), None)
     groups = results.by[column] if column else {}
-    figure.set_size_inches(15, max(4.4, 1.6 + 0.3 * len(groups)))
-    roc, histogram, bars = figure.subplots(1, 3)
+    if len(groups) <= 12:
+        figure.set_size_inches(15, 4.6)
+        panels = figure.subplot_mosaic([["roc", "scores", "groups"]])
+    else:
+        figure.set_size_inches(11, max(8.4, 1.6 + 0.26 * len(groups)))
+        panels = figure.subplot_mosaic([["roc", "groups"], ["scores", "groups"]])
     position = results.names.index(Origin.SYNTHETIC)
     scores = np.array([entry["scores"][position] for entry in results.per_image])
     synthetic = np.array([entry["label"] == Origin.SYNTHETIC for entry in results.per_image])
     threshold = 0.5 if results.threshold is None else results.threshold
-    _draw_roc(roc, scores[~synthetic], scores[synthetic], threshold, results.metrics["auc"])
-    _draw_scores(histogram, scores[~synthetic], scores[synthetic], threshold)
-    _draw_groups(bars, groups, column or "group", results.metrics["balanced_accuracy"])
+    _draw_roc(panels["roc"], scores[~synthetic], scores[synthetic], threshold, results.metrics["auc"])
+    _draw_scores(panels["scores"], scores[~synthetic], scores[synthetic], threshold)
+    _draw_groups(panels["groups"], groups, column or "group", results.metrics["balanced_accuracy"])
     figure.suptitle(_title(results))
     return figure
 
@@ -235,12 +242,15 @@ def _draw_groups(axes: Axes, groups: dict[str, dict[str, Any]], column: str, ove
     shown = {name: part for name, part in groups.items() if part["metrics"]["balanced_accuracy"]["value"] is not None}
     ordered = sorted(shown, key=lambda name: shown[name]["metrics"]["balanced_accuracy"]["value"])
     for row, name in enumerate(ordered):
-        metric = shown[name]["metrics"]["balanced_accuracy"]
-        axes.barh(row, metric["value"], color=_REAL, alpha=0.75)
-        axes.plot([metric["low"], metric["high"]], [row, row], color="black", linewidth=2, marker="|")
+        metric, few = shown[name]["metrics"]["balanced_accuracy"], shown[name]["n_synthetic"] < _FEW
+        axes.barh(row, metric["value"], color=_REAL, alpha=0.25 if few else 0.75)
+        if metric["low"] is not None:
+            axes.plot([metric["low"], metric["high"]], [row, row], color="black", linewidth=2, marker="|")
     labels = [f"{_short(name)} ({shown[name]['n_synthetic']:,})" for name in ordered]
     axes.set_yticks(range(len(ordered)), labels, fontsize="small")
     axes.axvline(0.5, color=_GREY, linestyle=":")
     axes.set_xlim(0, 1)
     axes.set_title(f"By {column.replace('_', ' ')}; overall {_interval(overall)}", fontsize="medium")
-    axes.set_xlabel("balanced accuracy (dotted: chance)")
+    pale = any(part["n_synthetic"] < _FEW for part in shown.values())
+    axes.set_xlabel(f"balanced accuracy (dotted: chance{f'; pale: fewer than {_FEW} images' if pale else ''})")
+    axes.set_ylim(-0.6, max(len(ordered), 1) - 0.4)

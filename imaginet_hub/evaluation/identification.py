@@ -191,6 +191,9 @@ def _summary(
     observed = tables.metrics(tables.rows_once())
     resampled = [tables.metrics(drawn) for drawn in bootstrap.resamples(tables.strata, key)]
     pooled = {name: np.concatenate([part[name] for part in resampled]) for name in (*METRICS, "recall")}
-    metrics = {name: bootstrap.interval(observed[name][0], pooled[name]) for name in METRICS}
-    recall = [bootstrap.interval(*column) for column in zip(observed["recall"][0], pooled["recall"].T, strict=True)]
+    metrics = {name: bootstrap.interval(observed[name][0], pooled[name], len(truth)) for name in METRICS}
+    recall = [
+        bootstrap.interval(value, replicates, len(rows))
+        for value, replicates, rows in zip(observed["recall"][0], pooled["recall"].T, tables.strata, strict=True)
+    ]
     return metrics, recall, observed["confusion"][0]

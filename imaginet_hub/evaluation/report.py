@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
-from imaginet_hub.data.images import open_image
+from imaginet_hub.data.images import open_image, to_rgb
 from imaginet_hub.errors import DataNotFoundError, ImageError, UsageError
 from imaginet_hub.evaluation.bootstrap import Bootstrap
 from imaginet_hub.evaluation.detection import detection_report
@@ -315,9 +315,7 @@ def _rgb(image: Any) -> Image.Image:
         return open_image(source, name)
     if not isinstance(image, Image.Image):
         raise UsageError(f"expected a PIL image in column 'image', got {type(image).__name__}")
-    if image.mode.startswith("I;16"):  # Pillow would clip these at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    return to_rgb(image)
 
 
 def _predicted(predict: Predict, images: list[Image.Image], n_classes: int) -> NDArray[np.float64]:

@@ -46,8 +46,8 @@ class Detector:
         self.model = model.eval().to(device)
         self.processor = processor
         self.name = name
-        id2label = model.config.id2label
-        self.names: tuple[str, ...] = tuple(str(id2label[i]) for i in sorted(id2label))
+        id2label = {int(key): str(name) for key, name in (model.config.id2label or {}).items()}
+        self.names: tuple[str, ...] = tuple(id2label[i] for i in sorted(id2label))
         self.track = Track(model.config.track or Track.DETECTION)
 
     @classmethod
@@ -60,6 +60,7 @@ class Detector:
         """
         require("train", "torch", "transformers", "timm", "torchvision")
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoConfig
 
         from imaginet_hub import selfcon
@@ -87,10 +88,18 @@ class Detector:
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             raise UsageError(f"device {device!r}: this torch sees no CUDA device; use --device cpu")
         try:
-            network = selfcon.SelfConResNetForImageClassification.from_pretrained(name)
+            network, loaded = selfcon.SelfConResNetForImageClassification.from_pretrained(
+                name, output_loading_info=True
+            )
             processor = selfcon.SelfConImageProcessor.from_pretrained(name)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{name}: the model cannot be loaded: {_first_line(error)}") from error
+        absent = sorted([*loaded["missing_keys"], *map(str, loaded["mismatched_keys"])])
+        if absent:  # transformers would fill them with random numbers
+            raise ModelError(
+                f"{name}: the weights lack {len(absent)} tensors that config.json asks for, e.g. {absent[0]}; "
+                "the folder is damaged or mixed from two models"
+            )
         return cls(network, processor, name=name, device=device)
 
     def __call__(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from imaginet_hub.data.images import IMAGE_SUFFIXES, open_image
 from imaginet_hub.errors import ImageError, UsageError
 from imaginet_hub.labels import Origin, Track
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from PIL import Image
 
     from imaginet_hub.inference.detector import Detector
@@ -56,7 +53,8 @@ def expand_paths(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
     A name that is not there stays in the list, so that it gets its own error.
     """
     files: dict[Path, None] = {}
-    for pattern in map(os.fspath, patterns):
+    for name in patterns:
+        pattern = os.fspath(name)
         given = Path(pattern).expanduser()
         if given.is_dir():
             found = sorted(p for p in given.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
@@ -122,9 +120,7 @@ def _predict_batch(
         yield Prediction(str(path), label, probability, generator, generator_probability)
 
 
-def _answers(
-    model: Callable[[Sequence[Image.Image]], NDArray[np.float32]] | Any, images: Sequence[Image.Image]
-) -> list[tuple[str | None, float | None]]:
+def _answers(model: Detector | None, images: Sequence[Image.Image]) -> list[tuple[str | None, float | None]]:
     if model is None:
         return [(None, None)] * len(images)
     probabilities = model(images)

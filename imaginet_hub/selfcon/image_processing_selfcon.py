@@ -1,4 +1,5 @@
 """From pictures to the SelfCon ResNet's input. This file travels with every saved model."""
+# ruff: noqa: RUF012 (class attributes as transformers has them)
 
 import os
 from typing import Any
@@ -29,9 +30,16 @@ def _reflected(size: int, crop: int) -> torch.Tensor:
     return torch.minimum(positions, period - positions) if size > 1 else torch.zeros_like(positions)
 
 
-def _crop(pixels: torch.Tensor, crop_size: SizeDict) -> torch.Tensor:
-    """The centre of channels-first pixels, (C, crop height, crop width)."""
-    for axis, crop in ((1, crop_size.height), (2, crop_size.width)):
+def _sides(crop_size: SizeDict | None) -> tuple[int, int]:
+    """Height and width of the crop."""
+    if crop_size is None or not crop_size.height or not crop_size.width:
+        raise ValueError(f"expected crop_size to be a number of pixels or a height and a width, got {crop_size}")
+    return crop_size.height, crop_size.width
+
+
+def _crop(pixels: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:
+    """The centre of channels-first pixels, (C, height, width)."""
+    for axis, crop in enumerate(sides, start=1):
         size = pixels.shape[axis]
         if size > crop:
             pixels = pixels.narrow(axis, (size - crop) // 2, crop)
@@ -40,10 +48,11 @@ def _crop(pixels: torch.Tensor, crop_size: SizeDict) -> torch.Tensor:
     return pixels
 
 
-def _crop_box(image: Image.Image, crop_size: SizeDict) -> tuple[int, int, int, int]:
+def _crop_box(image: Image.Image, sides: tuple[int, int]) -> tuple[int, int, int, int]:
     """The part of a picture that its centre crop shows, as (left, upper, right, lower)."""
-    left, upper = max(image.width - crop_size.width, 0) // 2, max(image.height - crop_size.height, 0) // 2
-    return left, upper, min(left + crop_size.width, image.width), min(upper + crop_size.height, image.height)
+    height, width = sides
+    left, upper = max(image.width - width, 0) // 2, max(image.height - height, 0) // 2
+    return left, upper, min(left + width, image.width), min(upper + height, image.height)
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -58,7 +67,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
 def _three_channels(pixels: torch.Tensor, input_data_format: Any) -> torch.Tensor:
     """An array or tensor of 1 to 4 channels as (3, H, W)."""
     if input_data_format is None:
-        input_data_format = infer_channel_dimension_format(pixels, num_channels=(1, 2, 3, 4))
+        input_data_format = infer_channel_dimension_format(pixels, num_channels=(1, 2, 3, 4))  # type: ignore[arg-type]
     if ChannelDimension(input_data_format) is ChannelDimension.LAST:
         pixels = pixels.permute(2, 0, 1)
     if pixels.dtype == torch.bool:
@@ -122,34 +131,33 @@ class SelfConImageProcessor(TorchvisionBackend):
     def process_image(
         self,
         image: Any,
-        do_center_crop: bool | None = None,
-        crop_size: SizeDict | None = None,
-        do_rescale: bool | None = None,
+        do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
-        device: "torch.device | None" = None,
+        device: torch.device | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """One picture as channels-first pixels, cropped but not yet scaled."""
+        """One picture as channels-first pixels, always RGB, cropped but not yet scaled."""
+        sides = _sides(kwargs["crop_size"]) if kwargs["do_center_crop"] else None
         if isinstance(image, Image.Image):
-            if do_center_crop:  # before the conversion, which then has a few pixels to do instead of millions
-                image = image.crop(_crop_box(image, crop_size))
+            if sides:  # before the conversion, which then has a few pixels to do instead of millions
+                image = image.crop(_crop_box(image, sides))
             pixels = torch.from_numpy(_rgb(image)).permute(2, 0, 1)
         else:
             pixels = _three_channels(torch.as_tensor(image), input_data_format)
-        if do_center_crop:
-            pixels = _crop(pixels, crop_size)
-        if do_rescale and pixels.is_floating_point() and 0 < pixels.max() <= 1:
+        if sides:
+            pixels = _crop(pixels, sides)
+        if kwargs["do_rescale"] and pixels.is_floating_point() and 0 < pixels.max() <= 1:
             raise ValueError(
                 f"expected values of 0..255, got floats up to {pixels.max().item():.3g}; "
                 "pass do_rescale=False for pictures that are scaled to 0..1 already"
             )
         return pixels.contiguous().to(device)
 
-    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
+    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:  # type: ignore[override]
         if kwargs.get("do_resize"):
             raise ValueError(
-                "SelfConImageProcessor does not resize, since that erases what the model looks at; got do_resize=True. "
-                "Resize the picture yourself where that is really meant"
+                "SelfConImageProcessor does not resize, since that erases what the model looks at, but got "
+                "do_resize=True; resize the picture yourself where that is really meant"
             )
         super()._validate_preprocess_kwargs(**kwargs)
 

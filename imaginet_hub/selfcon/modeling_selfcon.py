@@ -4,6 +4,7 @@ The network is ImagiNet's (arXiv 2407.20020, "Method"): a ResNet whose early dow
 sub-network exit for self-contrastive learning (Bae et al. 2023, arXiv 2106.15499, section 3), projection heads for the
 contrastive stage and a two-layer classifier for the second stage. The convolutional trunk is timm's.
 """
+# ruff: noqa: RUF012 (class attributes as transformers has them)
 
 import os
 from collections.abc import Callable
@@ -84,7 +85,7 @@ def _projector(features: int, projection_dim: int) -> nn.Sequential:
 
 def _classifier(config: SelfConResNetConfig, features: int) -> nn.Sequential:
     """The head of either track; the positions are those of upstream's state dictionaries."""
-    hidden, labels = config.head_hidden_size, config.num_labels
+    hidden, labels = config.head_hidden_size, config.num_labels or 0
     if config.head_type == "l2norm_mlp":
         return nn.Sequential(
             L2Norm(),
@@ -101,7 +102,7 @@ def _classifier(config: SelfConResNetConfig, features: int) -> nn.Sequential:
     )
 
 
-def _backbone(config: SelfConResNetConfig) -> nn.Module:
+def _backbone(config: SelfConResNetConfig) -> Any:
     """timm's network of that name, freshly made, with the stem's strides that the configuration asks for."""
     import timm  # here, since it takes a second that only those who make a model should wait for
     from timm.models.resnet import ResNet
@@ -112,7 +113,7 @@ def _backbone(config: SelfConResNetConfig) -> nn.Module:
     if not isinstance(backbone, ResNet):
         raise ValueError(f"expected backbone to be a ResNet, got {config.backbone!r}, a {type(backbone).__name__}")
     if config.stem_stride == 1:
-        first = backbone.conv1[0] if isinstance(backbone.conv1, nn.Sequential) else backbone.conv1
+        first: Any = backbone.conv1[0] if isinstance(backbone.conv1, nn.Sequential) else backbone.conv1
         if not isinstance(backbone.maxpool, nn.MaxPool2d):
             raise ValueError(
                 f"stem_stride=1 needs a stem that ends in plain max pooling; {config.backbone!r} has another, "
@@ -130,27 +131,26 @@ class SelfConResNetPreTrainedModel(PreTrainedModel):
     config_class = SelfConResNetConfig
     base_model_prefix = "encoder"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _no_split_modules = ["BasicBlock", "Bottleneck"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # `init` leaves what a checkpoint has filled alone; a module's own reset_parameters() goes through it too.
+        # What a checkpoint has filled is left alone: by `init`, and by torch.nn.init while this runs.
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             module.reset_parameters()
-        elif hasattr(module, "zero_init_last"):
-            # A residual block starts as the identity. Visited after the norms inside it.
-            last = getattr(module, "bn3", module.bn2)
-            if getattr(last, "weight", None) is not None:
-                init.zeros_(last.weight)
         elif isinstance(module, SelfConResNetModel):
             init.constant_(module.stem_stride, self.config.stem_stride)
+            # Residual blocks start as the identity. Here, since transformers passes over modules without own tensors.
+            for block in module.backbone.modules():
+                if hasattr(block, "zero_init_last"):
+                    block.zero_init_last()
         else:
             super()._init_weights(module)
 
@@ -162,7 +162,8 @@ class SelfConResNetPreTrainedModel(PreTrainedModel):
             ValueError: the weights were trained with another stem stride than the configuration says.
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        encoder = (loaded[0] if isinstance(loaded, tuple) else loaded).base_model
+        model: PreTrainedModel = loaded[0] if isinstance(loaded, tuple) else loaded
+        encoder: Any = model.base_model
         if not encoder.stem_stride.is_meta:
             _check_stem_stride(int(encoder.stem_stride), encoder.config.stem_stride)
         return loaded
@@ -193,7 +194,7 @@ class SelfConResNetModel(SelfConResNetPreTrainedModel):
     def __init__(self, config: SelfConResNetConfig) -> None:
         super().__init__(config)
         self.backbone = _backbone(config)
-        self.num_features = self.backbone.num_features
+        self.num_features: int = self.backbone.num_features
         channels = [info["num_chs"] for info in self.backbone.feature_info]
         self.exits = nn.ModuleDict(
             {f"stage{stage}": nn.Linear(channels[stage], self.num_features) for stage in config.exit_stages}

@@ -7,9 +7,9 @@ label and the set A(i) of all other vectors:
            log sum_{a in A(i)} exp(z_i . z_a / t)  -  mean_{p in P(i)} z_i . z_p / t
 
 This is the supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, equation 2) without its factor of
-temperature / base temperature. What makes it *self*-contrastive (SelfCon; Bae et al. 2023, arXiv 2106.15499, section 3)
-is where the views come from: one image, seen by the backbone and by its exits. Two augmentations as the views give
-SupCon; no labels give SimCLR's loss.
+temperature / base temperature. What makes it *self*-contrastive (SelfCon; Bae et al. 2023, arXiv 2106.15499,
+section 3) is where the views come from: one image, seen by the backbone and by its exits. Two augmentations as the
+views give SupCon; no labels give SimCLR's loss.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def imaginet_loss(
     _check(projections, temperature)
     shape = (projections.shape[0], len(weights))
     _check_labels(labels, shape)
-    if min(weights, default=-1.0) < 0:
+    if not min(weights, default=-1.0) >= 0:
         raise UsageError(f"expected a weight >= 0 for each label column, got {tuple(weights)}")
     if row_masks is None:
         row_masks = (labels[:, :1] == 1).repeat(1, shape[1])

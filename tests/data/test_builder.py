@@ -93,8 +93,8 @@ def test_cache_is_used_and_honest(make_root: MakeRoot) -> None:
         return rows.cache_files[0]["filename"], list(rows["sha256"]), list(rows["group"])
 
     first = load()
-    made = os.stat(first[0]).st_mtime_ns
-    assert load() == first and os.stat(first[0]).st_mtime_ns == made
+    made = Path(first[0]).stat().st_mtime_ns
+    assert load() == first and Path(first[0]).stat().st_mtime_ns == made
 
     image = root / table_rows()[1]["path"]  # same name, same size, other bytes
     before = image.stat()
@@ -118,7 +118,9 @@ def test_parquet_through_the_builder(make_root: MakeRoot, tmp_path: Path) -> Non
     assert builder.dataset_name == "imaginet"
     files = sorted((tmp_path / "out").glob("*.parquet"))
     assert [f.name for f in files] == ["imaginet-test.parquet", "imaginet-train.parquet"]
-    rows = datasets.load_dataset("parquet", data_files=[str(f) for f in files], split="train", cache_dir=tmp_path / "d")
+    rows = datasets.load_dataset(
+        "parquet", data_files=[str(f) for f in files], split="train", cache_dir=tmp_path / "d"
+    )
     assert len(rows) == 8
     assert all(hashlib.sha256(d).hexdigest() == s for d, s in zip(stored(rows), rows["sha256"], strict=True))
 

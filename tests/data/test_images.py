@@ -25,7 +25,12 @@ def png_of_size(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
 
 
 def flat(format_: str, size: tuple[int, int]) -> bytes:
@@ -71,7 +76,9 @@ def test_what_is_no_image_is_named(data: bytes, word: str) -> None:
     assert caught.value.reason == "unreadable"
 
 
-@pytest.mark.parametrize("data", [png_of_size(30_000, 30_000), png_of_size(13_300, 13_300), flat("WEBP", (13_000, 13_000))])
+@pytest.mark.parametrize(
+    "data", [png_of_size(30_000, 30_000), png_of_size(13_300, 13_300), flat("WEBP", (13_000, 13_000))]
+)
 def test_bombs_are_refused_before_they_are_decoded(data: bytes) -> None:
     assert len(data) < 100_000
     with pytest.raises(ImageError) as caught:

@@ -159,7 +159,9 @@ class TestTables:
         assert from_csv.vocabulary == from_parquet.vocabulary
 
     def test_path_and_label_are_enough(self, tmp_path: Path) -> None:
-        manifest = read_annotations(listed(tmp_path, "\ufeffpath,label\r\nx/a.png,real\r\nb.png,synthetic\r\n", "a.csv"))
+        manifest = read_annotations(
+            listed(tmp_path, "\ufeffpath,label\r\nx/a.png,real\r\nb.png,synthetic\r\n", "a.csv")
+        )
         first, second = manifest.records
         assert (first.generator, first.split, first.source, first.license) == ("real", "train", "x", "unknown")
         assert (second.generator, second.generator_family, second.content_type) == (
@@ -213,7 +215,9 @@ class TestTables:
     @given(
         st.lists(
             st.tuples(
-                st.text(st.characters(exclude_characters="\\\0:/", exclude_categories=("Cs",)), min_size=1, max_size=20),
+                st.text(
+                    st.characters(exclude_characters="\\\0:/", exclude_categories=("Cs",)), min_size=1, max_size=20
+                ),
                 st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=9),
             ),
             min_size=1,

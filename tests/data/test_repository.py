@@ -154,7 +154,8 @@ from datasets import load_dataset
 for config in ("detection", "identification"):
     rows = load_dataset({str(tmp_path / "out")!r}, config)
     stream = load_dataset({str(tmp_path / "out")!r}, config, streaming=True)
-    print(config, {{k: len(v) for k, v in rows.items()}}, sum(1 for _ in stream["train"]), rows["train"][0]["image"].size)
+    sizes = {{split: len(part) for split, part in rows.items()}}
+    print(config, sizes, sum(1 for _ in stream["train"]), rows["train"][0]["image"].size)
     if config == "identification":
         assert set(rows["train"]["label"]) == {{1}}
 """
@@ -286,7 +287,7 @@ class TestWhatGoesWrong:
     def test_an_image_that_changes_between_the_looks(
         self, make_root: MakeRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import imaginet_hub.data.repository as repository
+        from imaginet_hub.data import repository
 
         root = make_root()
         look = repository.scan
@@ -303,8 +304,17 @@ class TestWhatGoesWrong:
 
     @pytest.mark.parametrize(("signal_", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
     def test_interrupted(self, large: Path, tmp_path: Path, signal_: signal.Signals, status: int) -> None:
-        command = [sys.executable, "-m", "imaginet_hub.cli", "build", str(large.parent / "root"), str(tmp_path / "out")]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        command = [
+            sys.executable,
+            "-m",
+            "imaginet_hub.cli",
+            "build",
+            str(large.parent / "root"),
+            str(tmp_path / "out"),
+        ]
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        )
         staging = tmp_path / ".out.incomplete"
         deadline = time.monotonic() + 60
         while not staging.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -316,6 +326,8 @@ class TestWhatGoesWrong:
         if signal_ == signal.SIGINT:
             assert "interrupted; nothing was left behind" in errors
             assert list(tmp_path.iterdir()) == []
-        again = subprocess.run(command, capture_output=True, text=True, check=False)  # whatever was left is no obstacle
+        again = subprocess.run(
+            command, capture_output=True, text=True, check=False
+        )  # whatever was left is no obstacle
         assert again.returncode == 0, again.stderr
         assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -44,6 +44,18 @@ def test_detection_figure_shows_the_operating_point_and_every_generator(detectio
         assert (tmp_path / "new" / name).stat().st_size > 10_000
 
 
+def test_many_and_small_groups(tmp_path):
+    rows = rows_of(80)
+    for i, row in enumerate(rows):
+        row["generator"] = row["generator"] if row["label"] == "real" else f"generator {i}"
+    figure = detection_figure(evaluate(rows))
+    bars = figure.axes[1]
+    assert len(bars.patches) == 40
+    assert len(bars.lines) == 1  # chance only: a single row has no interval
+    assert "pale" in bars.get_xlabel()
+    save_figure(figure, tmp_path / "many.png")
+
+
 @pytest.mark.parametrize("label", ["real", "synthetic"])
 def test_detection_figure_of_one_class(label, tmp_path):
     figure = detection_figure(evaluate([row for row in rows_of() if row["label"] == label]))

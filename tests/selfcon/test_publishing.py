@@ -1,0 +1,214 @@
+import builtins
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    pipeline,
+)
+
+import imaginet_hub
+from imaginet_hub import selfcon
+from imaginet_hub.selfcon import SelfConImageProcessor, SelfConResNetForImageClassification, register, save_publishable
+from tests.golden import image
+
+ROOT = Path(imaginet_hub.__path__[0]).parent
+CODE = {"configuration_selfcon.py", "modeling_selfcon.py", "image_processing_selfcon.py"}
+FILES = CODE | {"config.json", "model.safetensors", "preprocessor_config.json"}
+
+
+def python(script: str, *arguments: object, cwd: Path, path: Path | None = None) -> str:
+    """Runs a script in an interpreter of its own, offline, without a terminal to answer questions on."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / "hf"), "OMP_NUM_THREADS": "1"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    command = [sys.executable, "-P" if path else "-I", "-c", script, *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_folder_holds_what_it_should(classifier_folder: Path, pretraining_folder: Path) -> None:
+    for folder, auto_class in (
+        (classifier_folder, "AutoModelForImageClassification"),
+        (pretraining_folder, "AutoModelForPreTraining"),
+    ):
+        assert {path.name for path in folder.iterdir()} == FILES
+        auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+        assert set(auto_map) == {"AutoConfig", "AutoModel", auto_class}
+        for name in CODE:
+            assert (folder / name).read_bytes() == (Path(selfcon.__path__[0]) / name).read_bytes()
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "imaginet_hub":
+            raise ModuleNotFoundError(f"blocked: {name}")
+
+sys.meta_path.insert(0, Block())
+import json
+import numpy as np
+from PIL import Image
+from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
+                          AutoModelForPreTraining, pipeline)
+
+folder, stage1, pictures, out = sys.argv[1:]
+trust = {"trust_remote_code": True}
+config = AutoConfig.from_pretrained(folder, **trust)
+processor = AutoImageProcessor.from_pretrained(folder, **trust)
+model = AutoModelForImageClassification.from_pretrained(folder, **trust)
+encoder = AutoModel.from_pretrained(folder, **trust)
+pictures = [Image.fromarray(array) for array in np.load(pictures).values()]
+inputs = processor(pictures, return_tensors="pt")
+classify = pipeline("image-classification", model=folder, **trust)
+found = {
+    "inputs": inputs["pixel_values"].tolist(),
+    "logits": model(**inputs).logits.tolist(),
+    "features": encoder(**inputs).pooler_output.tolist(),
+    "projections": AutoModelForPreTraining.from_pretrained(stage1, **trust)(**inputs).projections.tolist(),
+    "pipeline": classify(pictures, batch_size=2),
+    "label": config.id2label[1],
+    "package": "imaginet_hub" in sys.modules,
+}
+model.save_pretrained(out)
+with open(out + "/found.json", "w") as file:
+    json.dump(found, file)
+"""
+
+
+def test_loads_where_the_package_is_absent(
+    classifier_folder: Path,
+    classifier: SelfConResNetForImageClassification,
+    pretraining_folder: Path,
+    pretraining: torch.nn.Module,
+    tmp_path: Path,
+) -> None:
+    arrays = [image(1, 50, 60), image(2, 30, 90), image(3, 40, 40)]
+    np.savez(tmp_path / "pictures.npz", *arrays)
+    again = tmp_path / "again"
+    python(WITHOUT_THE_PACKAGE, classifier_folder, pretraining_folder, tmp_path / "pictures.npz", again, cwd=tmp_path)
+    found = json.loads((again / "found.json").read_text())
+    assert not found["package"]
+    assert found["label"] == "synthetic"
+
+    inputs = SelfConImageProcessor(crop_size=40)(arrays, return_tensors="pt").pixel_values
+    assert torch.equal(torch.tensor(found["inputs"]), inputs)
+    with torch.no_grad():
+        logits = classifier(inputs).logits
+        assert torch.equal(torch.tensor(found["logits"]), logits)
+        assert torch.equal(torch.tensor(found["features"]), classifier.encoder(inputs).pooler_output)
+        assert torch.equal(torch.tensor(found["projections"]), pretraining(inputs).projections)
+    for scores, row in zip(found["pipeline"], logits.softmax(-1), strict=True):
+        by_label = {score["label"]: score["score"] for score in scores}
+        assert by_label == pytest.approx({"real": row[0].item(), "synthetic": row[1].item()}, abs=1e-5)
+
+    # What was saved over there is whole again, and loads here.
+    of_the_model = FILES - {"image_processing_selfcon.py", "preprocessor_config.json"}
+    assert {path.name for path in again.iterdir()} == of_the_model | {"found.json"}
+    assert torch.equal(AutoModelForImageClassification.from_pretrained(again)(inputs).logits, logits)
+
+
+def test_loads_without_trust_once_registered(
+    classifier_folder: Path, classifier: SelfConResNetForImageClassification, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(question: str) -> str:
+        raise AssertionError(question)
+
+    monkeypatch.setattr(builtins, "input", refuse)
+    register()
+    assert AutoConfig.from_pretrained(classifier_folder).track == "detection"
+    assert isinstance(AutoImageProcessor.from_pretrained(classifier_folder), SelfConImageProcessor)
+    classify = pipeline("image-classification", model=str(classifier_folder))
+    assert isinstance(classify.model, SelfConResNetForImageClassification)
+    picture = Image.fromarray(image(1, 50, 60))
+    pixel_values = SelfConImageProcessor(crop_size=40)(picture, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        scores = classifier(pixel_values).logits.softmax(-1)[0]
+    best = scores.argmax().item()
+    assert classify(picture)[0]["label"] == ("real", "synthetic")[best]
+    assert classify(picture)[0]["score"] == pytest.approx(scores[best].item(), abs=1e-6)
+
+
+def test_other_families_are_left_alone(tmp_path: Path) -> None:
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=16, patch_size=8
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    classify = pipeline("image-classification", model=str(tmp_path))
+    assert type(classify.image_processor).__name__.startswith("ViTImageProcessor")
+    assert len(classify(Image.new("RGB", (20, 20)))) == 2
+
+
+def test_saves_the_configuration_it_has_now(tmp_path: Path, classifier_folder: Path) -> None:
+    model = AutoModelForImageClassification.from_pretrained(classifier_folder)
+    model.config.trained_on = {"fingerprint": "def"}
+    folder = save_publishable(model, SelfConImageProcessor(crop_size=24), tmp_path / "new")
+    assert AutoConfig.from_pretrained(folder).trained_on == {"fingerprint": "def"}
+    assert AutoImageProcessor.from_pretrained(folder).crop_size.height == 24
+
+
+def test_public_names_exist() -> None:
+    for name in selfcon.__all__:
+        assert getattr(selfcon, name) is not None
+    assert set(selfcon.__all__) <= set(dir(selfcon))
+    with pytest.raises(AttributeError, match="nothing"):
+        selfcon.nothing  # noqa: B018
+
+
+def test_import_is_light(tmp_path: Path) -> None:
+    script = "import sys, imaginet_hub.selfcon; print(*{'torch', 'transformers', 'timm', 'numpy'} & set(sys.modules))"
+    assert python(script, cwd=tmp_path, path=ROOT).strip() == ""
+
+
+AS_POST_IMPORT_HOOK = """
+import sys, wrapt
+
+def hook():
+    from imaginet_hub.selfcon import AUTO_MODULES
+    for name in AUTO_MODULES:
+        wrapt.register_post_import_hook("imaginet_hub.selfcon:register_in", name)
+
+folder, first, when = sys.argv[1:]
+if when == "before":
+    hook()
+    assert "transformers" not in sys.modules
+exec(first)
+if when == "after":
+    hook()
+from transformers import AutoImageProcessor, AutoModel, pipeline
+print(type(AutoModel.from_pretrained(folder)).__module__, type(AutoImageProcessor.from_pretrained(folder)).__module__)
+pipeline("image-classification", model=folder)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "when"),
+    [
+        ("import transformers.modeling_utils", "before"),
+        ("from transformers import AutoImageProcessor", "before"),
+        ("from transformers import pipeline, AutoModel", "after"),
+    ],
+)
+def test_registers_from_post_import_hooks(first: str, when: str, classifier_folder: Path, tmp_path: Path) -> None:
+    # The first of these start transformers' circular imports in places where our classes cannot be imported yet.
+    out = python(AS_POST_IMPORT_HOOK, classifier_folder, first, when, cwd=tmp_path, path=ROOT)
+    assert out.strip() == "imaginet_hub.selfcon.modeling_selfcon imaginet_hub.selfcon.image_processing_selfcon"

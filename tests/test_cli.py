@@ -1,0 +1,107 @@
+"""The command line as people meet it: help, typos, exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from imaginet_hub.cli import main
+from tests.conftest import image_bytes, table_rows
+
+MakeRoot = Callable[..., Path]
+COMMANDS = ("build", "train", "train-head", "evaluate", "predict", "demo")
+
+
+def status_of(argv: list[str]) -> int:
+    try:
+        return main(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def test_help_names_every_command_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in COMMANDS)
+    for command in COMMANDS:
+        assert status_of([command, "--help"]) == 0
+        assert f"example: imaginet {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["bild", "a", "b"], "did you mean build?"),
+        (["build", "a", "b", "--overwrit"], "did you mean --overwrite?"),
+        (["build", "a", "b", "--on-error", "skp"], "did you mean skip?"),
+        (["evaluate", "m", "d", "--out", "x.json", "--equalise", "jpeg:90"], "did you mean --equalize?"),
+        (["predict", "m"], "PATH"),
+        (["build", "a", "b", "--num-proc", "0"], "positive whole number"),
+    ],
+)
+def test_typos(argv: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(argv) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_flags_before_names_are_not_guessed_at(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["train", "--max_steps", "3", "data", "out"]) == 2
+    assert "expected the 2 names first" in capsys.readouterr().err
+
+
+def test_errors_are_one_readable_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["build", str(tmp_path / "typo"), str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("imaginet build: expected a folder of images (ROOT)") and error.count("\n") == 1
+    with pytest.raises(FileNotFoundError):
+        main(["build", str(tmp_path / "typo"), str(tmp_path / "out"), "--debug"])
+
+
+def test_build(make_root: MakeRoot, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_root()
+    assert status_of(["build", str(root), str(tmp_path / "out")]) == 0
+    assert "20 images" in capsys.readouterr().out
+    assert status_of(["build", str(root), str(tmp_path / "out")]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    (root / table_rows()[0]["path"]).write_bytes(image_bytes(0)[:99])
+    assert status_of(["build", str(root), str(tmp_path / "out"), "--overwrite"]) == 1
+    assert table_rows()[0]["path"] in capsys.readouterr().err
+    assert status_of(["build", str(root), str(tmp_path / "out"), "--overwrite", "--on-error", "skip", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["left_out"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["evaluate", "no-model", "no-data", "--out", "x.txt"], "ends in .json"),
+        (["evaluate", "./no-model", "no-data", "--out", "x.json"], "no model at"),
+        (["predict", "./no-model", "x.png"], "no model at"),
+    ],
+)
+def test_what_is_not_there(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert status_of(argv) in (1, 2)
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_without_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["predict", "model", str(tmp_path)]) == 2
+    assert "no image files in" in capsys.readouterr().err
+
+
+def test_imports_cost_nothing() -> None:
+    code = (
+        "import sys, imaginet_hub, imaginet_hub.cli\n"
+        "imaginet_hub.cli._parser()\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'PIL', 'pyarrow', 'sklearn', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
