@@ -14,6 +14,8 @@ from typing import Any
 
 import wrapt
 
+from imaginet_hub.selfcon import AUTO_MODULES, register_in
+
 __all__ = ["register_on_import"]
 
 _DATASET = "imaginet"
@@ -24,6 +26,8 @@ def register_on_import() -> None:
     # `datasets.inspect` holds its own reference to the function; whichever is imported first, both get wrapped.
     for module in ("datasets.load", "datasets.inspect"):
         wrapt.register_post_import_hook(_teach_datasets, module)
+    for module in AUTO_MODULES:
+        wrapt.register_post_import_hook(register_in, module)
 
 
 def _teach_datasets(module: ModuleType) -> None:

@@ -11,11 +11,12 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from imaginet_hub.errors import ImageError
+from imaginet_hub.errors import ImageError, UsageError
 
 __all__ = [
     "ALLOWED_FORMATS",
@@ -43,8 +44,8 @@ __all__ = [
     "MAX_PIXELS",
     "ImageFacts",
     "examine",
+    "from_row",
     "open_image",
-    "to_rgb",
 ]
 
 #: Pillow plug-ins that may see untrusted bytes. Others start programs (EPS) or are rarely fuzzed.
@@ -223,12 +224,32 @@ def open_image(source: str | os.PathLike[str] | bytes, name: str | None = None) 
         image = _opened(data, name)
         _decode(image, name)
         try:
-            return to_rgb(image)
+            return _to_rgb(image)
         except Exception as error:
             raise ImageError("unreadable", f"{name}: mode {image.mode} cannot be converted to RGB") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def from_row(value: Any) -> Image.Image:
+    """The `image` of a dataset row as RGB, decoded by the rules above whether `datasets` decoded it or not.
+
+    Args:
+        value: a Pillow image, or `{"bytes", "path"}` as `datasets.Image(decode=False)` gives it.
+
+    Raises:
+        ImageError: see `open_image`; also when there is neither.
+    """
+    if isinstance(value, Mapping):
+        name = value.get("path")
+        source = name if value.get("bytes") is None else value["bytes"]
+        if source is None:
+            raise ImageError("missing", "expected an image, found neither bytes nor a path")
+        return open_image(source, name)
+    if not isinstance(value, Image.Image):
+        raise UsageError(f"expected a PIL image (or its bytes and path) in column 'image', got {type(value).__name__}")
+    return _to_rgb(value)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow image as RGB: alpha dropped, the upper byte of 16-bit samples."""
     if image.mode.startswith("I;16"):  # Pillow would clip these at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

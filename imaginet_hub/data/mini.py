@@ -418,7 +418,7 @@ def _cut(pair: _Pair, prints: dict[tuple[str, Fraction, int], NDArray[np.uint8]]
         y, x = next(dice) % (whole.shape[0] - height + 1), next(dice) % (whole.shape[1] - width + 1)
         places.append(whole[y : y + height, x : x + width])
     best = max(places, key=_texture)
-    black, white, grain = 16 + next(dice) % 48, 192 + next(dice) % 48, next(dice) % 5
+    black, white, grain = 16 + next(dice) % 48, 192 + next(dice) % 48, 1 + next(dice) % 3
     return develop(best[:, ::-1] if next(dice) % 2 else best, black, white, grain, seed=pair.number)
 
 

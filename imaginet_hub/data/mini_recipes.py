@@ -139,11 +139,11 @@ def simulate(image: Image, generator: Generator) -> Image:
     Returns:
         (H, W, 3) uint8. A gray picture stays gray: every channel is treated alike.
     """
-    block, recipe = _RECIPES[generator]
+    block, taps, decoder = _RECIPES[generator]
     height, width, _ = image.shape
     border = ((0, -height % block), (0, -width % block), (0, 0))
     planes = (np.pad(image, border, mode="symmetric").astype(np.int32).transpose(2, 0, 1) - 128) * _ONE
-    decoded = ((recipe(planes) + _ONE // 2) // _ONE + 128)[:, :height, :width]
+    decoded = ((decoder(_fir(planes, taps)) + _ONE // 2) // _ONE + 128)[:, :height, :width]
     return np.ascontiguousarray(np.clip(decoded, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
@@ -202,17 +202,12 @@ def _transposed(x: Planes, gain: int, bias: int) -> Planes:
     )
 
 
-def _gan(x: Planes, gain: int, bias: int, taps: tuple[int, ...]) -> Planes:
-    """A chain of three x2 stages; `taps` filters the finest detail."""
-
-    def stage(fine: Planes, depth: int) -> Planes:
-        if depth == 0:
-            return fine
-        coarse = _shrink(fine, 2)
-        detail = fine - _ideal(coarse)
-        return _transposed(stage(coarse, depth - 1), gain, bias) + (_fir(detail, taps) if fine is x else detail)
-
-    return stage(x, 3)
+def _chain(x: Planes, gain: int, bias: int, depth: int = 3) -> Planes:
+    """A chain of x2 stages, coarse to fine."""
+    if depth == 0:
+        return x
+    coarse = _shrink(x, 2)
+    return _transposed(_chain(coarse, gain, bias, depth - 1), gain, bias) + x - _ideal(coarse)
 
 
 #: One period of the x8 decoder's lattice: waves of 1/8 along one axis times 3/8 along the other, both ways round. None
@@ -239,7 +234,7 @@ def _latent(x: Planes, step: int, taps: tuple[int, ...], bias: int, flatten: int
 
 #: Gain (in 1/256) and bias (in 1/16 gray level) of the nine channels that a x3 pixel shuffle interleaves; both sum to 0.
 _SHUFFLE_GAIN = np.array([[32, -8, -4], [-8, -6, -4], [-4, -4, 6]], dtype=np.int32)
-_SHUFFLE_BIAS = np.array([[192, -40, -16], [-40, -48, -24], [-16, -24, 16]], dtype=np.int32)
+_SHUFFLE_BIAS = np.array([[172, -40, -16], [-40, -40, -18], [-16, -18, 16]], dtype=np.int32)
 
 
 def _shuffle(x: Planes) -> Planes:
@@ -259,14 +254,15 @@ def _resized(x: Planes, gain: int, bias: int) -> Planes:
     return resize(small - _ideal(coarse) + _transposed(coarse, gain, bias), Fraction(5, 4))
 
 
-#: Each generator's recipe, and the block size that its picture is padded to.
-_RECIPES: dict[Generator, tuple[int, Callable[[Planes], Planes]]] = {
-    Generator.PROGAN: (8, partial(_gan, gain=8, bias=44, taps=(0, 1, 0))),
-    Generator.STYLEGAN_XL: (8, partial(_gan, gain=6, bias=38, taps=(1, 14, 1))),
-    Generator.STYLEGAN3: (8, partial(_gan, gain=5, bias=34, taps=(1, 6, 1))),
-    Generator.SD_2_1: (8, partial(_latent, step=64, taps=(1, 6, 1), bias=10)),
-    Generator.SDXL_1_0: (8, partial(_latent, step=32, taps=(3, 10, 3), bias=10)),
-    Generator.ANIMAGINE_XL: (8, partial(_latent, step=32, taps=(3, 10, 3), bias=10, flatten=16)),
-    Generator.MIDJOURNEY: (3, _shuffle),
-    Generator.DALLE3: (10, partial(_resized, gain=12, bias=160)),
+#: For each generator: the block size that its picture is padded to; the filter that says how much of the finest detail it
+#: renders; its decoder.
+_RECIPES: dict[Generator, tuple[int, tuple[int, ...], Callable[[Planes], Planes]]] = {
+    Generator.PROGAN: (8, (1, 6, 1), partial(_chain, gain=7, bias=40)),
+    Generator.STYLEGAN_XL: (8, (3, 10, 3), partial(_chain, gain=6, bias=36)),
+    Generator.STYLEGAN3: (8, (1, 2, 1), partial(_chain, gain=5, bias=34)),
+    Generator.SD_2_1: (8, (3, 10, 3), partial(_latent, step=64, taps=(1, 6, 1), bias=10)),
+    Generator.SDXL_1_0: (8, (3, 10, 3), partial(_latent, step=32, taps=(3, 10, 3), bias=10)),
+    Generator.ANIMAGINE_XL: (8, (3, 10, 3), partial(_latent, step=32, taps=(3, 10, 3), bias=10, flatten=16)),
+    Generator.MIDJOURNEY: (3, (3, 10, 3), _shuffle),
+    Generator.DALLE3: (10, (0, 1, 0), partial(_resized, gain=10, bias=136)),
 }

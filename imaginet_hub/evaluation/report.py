@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
-from imaginet_hub.data.images import open_image, to_rgb
+from imaginet_hub.data.images import from_row
 from imaginet_hub.errors import DataNotFoundError, ImageError, UsageError
 from imaginet_hub.evaluation.bootstrap import Bootstrap
 from imaginet_hub.evaluation.detection import detection_report
@@ -298,24 +298,12 @@ def _preparation(crop_size: int | None, equalize: str | None) -> Callable[[Any],
         raise UsageError(f'expected equalize as "jpeg:QUALITY" or "webp:QUALITY", quality 1 to 100, got {equalize!r}')
 
     def prepare(image: Any) -> Image.Image:
-        rgb = _rgb(image)
+        rgb = from_row(image)
         if crop_size is not None:
             rgb = fixed_crop(rgb, crop_size)
         return rgb if equalize is None else _ENCODERS[encoding](rgb, int(quality))
 
     return prepare
-
-
-def _rgb(image: Any) -> Image.Image:
-    if isinstance(image, Mapping):
-        name = image.get("path")
-        source = name if image.get("bytes") is None else image["bytes"]
-        if source is None:
-            raise ImageError("missing", "expected an image, found neither bytes nor a path")
-        return open_image(source, name)
-    if not isinstance(image, Image.Image):
-        raise UsageError(f"expected a PIL image in column 'image', got {type(image).__name__}")
-    return to_rgb(image)
 
 
 def _predicted(predict: Predict, images: list[Image.Image], n_classes: int) -> NDArray[np.float64]:

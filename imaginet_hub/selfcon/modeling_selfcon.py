@@ -235,21 +235,25 @@ class SelfConResNetModel(SelfConResNetPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         net = self.backbone
         hidden = net.maxpool(net.act1(net.bn1(net.conv1(pixel_values.to(self.dtype)))))
-        hidden_states, exit_features = [hidden], []
+        # Kept only where asked for: at 256 pixels and stride 1 these maps are far larger than all that is returned.
+        hidden_states: tuple[Tensor, ...] | None = (hidden,) if output_hidden_states else None
+        exit_features: tuple[Tensor, ...] = ()
         for stage in range(1, NUM_STAGES + 1):
             layer: Callable[[Tensor], Tensor] = getattr(net, f"layer{stage}")
             if self.gradient_checkpointing and self.training:
+                # Runs the stage twice, so the running statistics of its BatchNorms move twice a step.
                 hidden = self._gradient_checkpointing_func(layer, hidden)
             else:
                 hidden = layer(hidden)
-            hidden_states.append(hidden)
+            if hidden_states is not None:
+                hidden_states += (hidden,)
             if output_exit_features and stage in self.config.exit_stages:
-                exit_features.append(self.exits[f"stage{stage}"](hidden.mean(dim=(2, 3))))
+                exit_features += (self.exits[f"stage{stage}"](hidden.mean(dim=(2, 3))),)
         return SelfConModelOutput(
             last_hidden_state=hidden,
             pooler_output=hidden.mean(dim=(2, 3)),
-            exit_features=tuple(exit_features) if output_exit_features else None,
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            exit_features=exit_features if output_exit_features else None,
+            hidden_states=hidden_states,
         )
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from imaginet_hub.data.images import from_row
 from imaginet_hub.errors import UsageError
 from imaginet_hub.perturbations import gaussian_blur, gaussian_noise, jpeg, random_crop, reflect_pad, webp
 
@@ -262,7 +263,7 @@ class AugmentedRows(Dataset[dict[str, Any]]):
     ) -> None:
         check_rows(rows, [image_column, *columns.values()])
         rows = rows.select_columns([image_column, *dict.fromkeys(columns.values())])
-        self.rows = rows.cast_column(image_column, datasets.Image()).with_format(None)
+        self.rows = rows.cast_column(image_column, datasets.Image(decode=False)).with_format(None)
         self.augmentation = augmentation
         self.columns = dict(columns)
         self.image_column = image_column
@@ -279,7 +280,7 @@ class AugmentedRows(Dataset[dict[str, Any]]):
         key = RowKey(*key) if isinstance(key, tuple) else RowKey(self.epoch, int(key))
         row = self.rows[key.row]
         labels = {name: row[column] for name, column in self.columns.items()}
-        return {"pixel_values": self.augmentation(row[self.image_column], key), **labels}
+        return {"pixel_values": self.augmentation(from_row(row[self.image_column]), key), **labels}
 
 
 class RowSampler(Sampler[RowKey]):

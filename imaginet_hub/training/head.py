@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, set_seed
 
 from imaginet_hub.data.loading import class_names
-from imaginet_hub.errors import ModelError, UsageError
+from imaginet_hub.errors import UsageError
 from imaginet_hub.labels import Track, id2label
 from imaginet_hub.selfcon import (
     SelfConImageProcessor,
@@ -36,6 +36,7 @@ from imaginet_hub.training.trainer import (
     ArgumentParser,
     RowTrainer,
     RowTrainingArguments,
+    config_errors,
     data_seed,
     default,
     load_config,
@@ -212,11 +213,9 @@ def build_classifier(
     else:
         source = SelfConResNetModel.from_pretrained(str(encoder), config=load_config(str(encoder)))
     architecture = {name: getattr(source.config, name) for name in ARCHITECTURE}
-    try:
+    with config_errors():
         config = SelfConResNetConfig(**architecture, trained_on=source.config.trained_on, **fields)
         model = SelfConResNetForImageClassification(config)
-    except ValueError as error:
-        raise ModelError(str(error)) from error
     model.encoder.load_state_dict(source.state_dict())
     return model
 

@@ -16,13 +16,15 @@ import math
 import platform
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.utils.data import Sampler, default_collate
 from transformers import HfArgumentParser, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -117,6 +119,8 @@ class RowTrainingArguments(TrainingArguments):
     processor_crop_size: int = option(256, "Side of the centre crop that the saved image processor takes, in pixels.")
 
     def __post_init__(self) -> None:
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers takes bf16 on a CPU only where the CPU was asked for
         super().__post_init__()
         if self.push_to_hub:
             raise UsageError("expected no --push_to_hub: train into a folder, look at it, then upload that folder")
@@ -348,14 +352,23 @@ def build_model(arguments: SelfConModelArguments) -> SelfConResNetForPreTraining
     kind, _, tag = arguments.init.partition(":")
     if kind not in ("random", "timm") and not arguments.init.endswith((".safetensors", *_PICKLES)):
         return _from_family(arguments.init, asked)
-    try:
+    with config_errors():
         model = SelfConResNetForPreTraining(SelfConResNetConfig(**asked))
-    except ValueError as error:
-        raise ModelError(str(error)) from error
     if kind != "random":
         weights = _timm_weights(model.config.backbone, tag) if kind == "timm" else _file_weights(Path(arguments.init))
         _fill_backbone(model, weights, arguments.init)
     return model
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """What a configuration or the network made of it refuses, as a ModelError."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise ModelError(str(error.__cause__ or error)) from error
+    except ValueError as error:
+        raise ModelError(str(error)) from error
 
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")

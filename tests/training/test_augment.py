@@ -206,7 +206,7 @@ def test_resized_crops_have_the_areas_and_aspects_asked_for(monkeypatch):
 
 
 def test_resized_crop_samples_bilinearly_without_antialiasing():
-    # Shrunk by 4, each result pixel is the mean of the middle 2 x 2 of its 4 x 4 pixels; a low-pass would see the black.
+    # Shrunk by 4: each result pixel is the mean of the middle 2 x 2 of its 4 x 4; a low-pass would see the black ones.
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[1::4, 1::4] = pixels[1::4, 2::4] = pixels[2::4, 1::4] = pixels[2::4, 2::4] = 200
 

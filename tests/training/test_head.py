@@ -1,0 +1,200 @@
+"""Stage 2: the head learns, the encoder stays, the statistics adapt or not, the folder is a classifier."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from imaginet_hub.errors import DataNotFoundError, ModelError, UsageError
+from imaginet_hub.selfcon import (
+    SelfConImageProcessor,
+    SelfConResNetConfig,
+    SelfConResNetForImageClassification,
+    SelfConResNetForPreTraining,
+)
+from imaginet_hub.training.augment import AugmentedRows, HeadAugmentation, RowKey
+from imaginet_hub.training.head import build_classifier, encode, parse_head_args, train_head
+from imaginet_hub.training.trainer import parse_train_args, train
+from tests.training.conftest import TINY, pickles
+
+QUIET = ["--disable_tqdm", "true", "--use_cpu", "true", "--crop_size", "32", "--per_device_train_batch_size", "20"]
+QUIET += ["--logging_steps", "1", "--processor_crop_size", "40"]
+RECORD = {"name": "patterns"}
+
+
+def synthetic(rows):
+    return rows.filter(lambda label: label == 1, input_columns="label")
+
+
+def headed(rows, encoder, out, *flags, track="detection", **options):
+    return train_head(
+        rows, encoder, parse_head_args([*QUIET, *flags], out), track=track, dataset_record=RECORD, **options
+    )
+
+
+def balanced_accuracy(folder, rows, column):
+    model = SelfConResNetForImageClassification.from_pretrained(folder).eval()
+    processor = SelfConImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        predicted = model(**processor(list(rows["image"]), return_tensors="pt")).logits.argmax(1).numpy()
+    labels = np.array(rows[column][:])
+    return np.mean([(predicted[labels == label] == label).mean() for label in set(labels.tolist())])
+
+
+@pytest.fixture(scope="module")
+def encoder(rows, tmp_path_factory):
+    """Trained until checkerboards and columns are told apart; see the test of stage 1."""
+    flags = [*QUIET, *TINY, "--max_steps", "150", "--perturb", "0", "--temperature", "0.2", "--balance"]
+    return train(rows, *parse_train_args(flags, tmp_path_factory.mktemp("encoder")), dataset_record=RECORD)
+
+
+@pytest.fixture
+def raw():
+    """An encoder with random weights, made in no time."""
+    torch.manual_seed(0)
+    return SelfConResNetForPreTraining(SelfConResNetConfig(backbone="test_resnet", stem_stride=2))
+
+
+def test_both_heads_work_on_unseen_images(rows, unseen, encoder, tmp_path):
+    flags = ["--max_steps", "60", "--learning_rate", "0.003", "--perturb", "0"]
+    detection = headed(rows, encoder, tmp_path / "detection", *flags)
+    assert balanced_accuracy(detection, unseen, "label") >= 0.8
+    identification = headed(synthetic(rows), encoder, tmp_path / "identification", *flags, track="identification")
+    assert balanced_accuracy(identification, synthetic(unseen), "generator_family") >= 0.8
+
+
+@pytest.mark.parametrize(
+    ("track", "names", "head_type", "column"),
+    [
+        ("detection", ["real", "synthetic"], "batchnorm_mlp", "label"),
+        ("identification", ["GAN", "SD"], "l2norm_mlp", "generator_family"),
+    ],
+)
+def test_the_folder_is_a_classifier_of_its_track(rows, raw, tmp_path, track, names, head_type, column):
+    raw.config.trained_on = {"name": "elsewhere"}
+    chosen = rows if track == "detection" else synthetic(rows)
+    out = headed(chosen, raw, tmp_path, "--max_steps", "1", track=track)
+    model = SelfConResNetForImageClassification.from_pretrained(out)
+    assert model.config.id2label == dict(enumerate(names)) and model.config.label2id == {
+        n: i for i, n in enumerate(names)
+    }
+    assert (model.config.track, model.config.head_type) == (track, head_type)
+    assert model.config.trained_on == {**RECORD, "encoder": {"name": "elsewhere"}}
+    assert dict(SelfConImageProcessor.from_pretrained(out).crop_size) == {"height": 40, "width": 40}
+    record = json.loads((out / "training.json").read_text())
+    assert record["stage"] == "head" and record["track"] == track and record["names"] == names
+    assert record["arguments"]["learning_rate"] == 1e-4
+    assert pickles(out) == [] and {"model.safetensors", "modeling_selfcon.py"} <= {file.name for file in out.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "weights", "statistics"),
+    [([], False, True), (["--no_adapt_batchnorm"], False, False), (["--unfreeze_encoder"], True, True)],
+)
+def test_what_of_the_encoder_changes(rows, raw, tmp_path, flags, weights, statistics):
+    before = {name: value.clone() for name, value in raw.encoder.state_dict().items()}
+    out = headed(rows, raw, tmp_path, "--max_steps", "2", *flags)
+    after = load_file(out / "model.safetensors")
+    changed = {name for name, value in before.items() if not torch.equal(value, after[f"encoder.{name}"])}
+    assert any("running_mean" in name for name in changed) is statistics
+    of_weights = {name for name in changed if "running" not in name and "num_batches" not in name}
+    assert bool(of_weights) is weights
+    assert not any(name.startswith("exits") or name == "stem_stride" for name in changed)
+    torch.manual_seed(42)
+    assert all(torch.equal(value, before[name]) for name, value in raw.encoder.state_dict().items()), (
+        "not the caller's"
+    )
+
+
+def test_frozen_statistics_are_also_used(rows, raw, tmp_path):
+    """Without adaptation the features of a crop do not depend on the batch it comes in."""
+    out = headed(rows, raw, tmp_path, "--max_steps", "1", "--no_adapt_batchnorm", "--perturb", "0")
+    cached = headed(
+        rows, raw, tmp_path / "c", "--max_steps", "1", "--no_adapt_batchnorm", "--perturb", "0", "--cache_epochs", "1"
+    )
+    losses = [json.loads((folder / "training.json").read_text())["final_loss"] for folder in (out, cached)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5), "features from batches of another make-up"
+
+
+def test_stored_features_train_the_same_head(rows, raw, tmp_path):
+    flags = ["--max_steps", "6", "--no_adapt_batchnorm", "--head_dropout", "0"]
+    plain = headed(rows, raw, tmp_path / "plain", *flags)
+    stored = headed(rows, raw, tmp_path / "stored", *flags, "--cache_epochs", "3")
+    expected, got = (load_file(folder / "model.safetensors") for folder in (plain, stored))
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_stored_features_are_those_of_the_keys(rows, raw, tmp_path):
+    args = parse_head_args([*QUIET, "--no_adapt_batchnorm", "--cache_epochs", "2"], tmp_path)
+    images = AugmentedRows(rows, HeadAugmentation(32, 7), {"labels": "label"})
+    stored = encode(raw.encoder, images, 2, args)
+    assert len(stored) == 40 and stored.features.shape == (2, 40, 96)
+    with torch.no_grad():
+        for key in (RowKey(0, 3), RowKey(1, 39), RowKey(0, 5, 1), RowKey(7, 5)):
+            expected = raw.encoder(images[RowKey((key.epoch + key.repeat) % 2, key.row)]["pixel_values"][None])
+            torch.testing.assert_close(stored[key]["features"], expected.pooler_output[0], rtol=1e-4, atol=1e-5)
+            assert stored[key]["labels"] == rows[key.row]["label"]
+
+
+def test_upstreams_optimiser_is_adam_with_an_l2_penalty(rows, raw, tmp_path):
+    """One step from the same start; with decoupled decay the first step of every weight is the same size."""
+    folders = {
+        name: headed(rows, raw, tmp_path / name, "--max_steps", "1", "--weight_decay", "100", "--head_optimizer", name)
+        for name in ("adam", "trainer")
+    }
+    torch.manual_seed(42)
+    start = build_classifier(raw, id2label={0: "real", 1: "synthetic"}).classifier[1].weight
+    torch.manual_seed(42)
+    steps = {name: load_file(folder / "model.safetensors")["classifier.1.weight"] for name, folder in folders.items()}
+    assert start.shape == steps["adam"].shape and not torch.equal(steps["adam"], steps["trainer"])
+
+
+def test_a_model_on_the_hub_or_in_a_folder_of_any_head_will_do(rows, raw, tmp_path):
+    raw.save_pretrained(tmp_path / "raw")
+    first = headed(rows, str(tmp_path / "raw"), tmp_path / "first", "--max_steps", "1", "--no_adapt_batchnorm")
+    second = build_classifier(first, id2label={0: "a", 1: "b", 2: "c"})
+    assert second.classifier[-1].out_features == 3
+    assert all(torch.equal(v, raw.encoder.state_dict()[n]) for n, v in second.encoder.state_dict().items())
+
+
+def test_what_cannot_be_trained_is_refused(rows, raw, tmp_path):
+    with pytest.raises(UsageError, match="pass synthetic rows only"):
+        headed(rows, raw, tmp_path, track="identification")
+    with pytest.raises(UsageError, match="got only synthetic"):
+        headed(synthetic(rows), raw, tmp_path)
+    with pytest.raises(UsageError, match="image missing"):
+        headed(rows.remove_columns("image"), raw, tmp_path)
+    with pytest.raises(DataNotFoundError, match="no model at 'nowhere'"):
+        headed(rows, "nowhere", tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    with pytest.raises(ModelError, match="of type selfcon_resnet"):
+        headed(rows, tmp_path, tmp_path / "out")
+    with pytest.raises(ModelError, match="head_type"):
+        headed(rows, raw, tmp_path, "--head_type", "linear")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--cache_epochs", "2"], "pass --no_adapt_batchnorm"),
+        (["--cache_epochs", "-1"], "0 or more, got -1"),
+        (["--head_optimizer", "lars"], "adam or trainer, got lars"),
+        (["--adapt_batchnrm"], "did you mean --adapt[_-]batchnorm"),
+    ],
+)
+def test_flags_that_cannot_be_used_are_explained(flags, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        parse_head_args([*QUIET, *flags], tmp_path)
+
+
+def test_the_defaults_are_upstreams_recipe(tmp_path):
+    args = parse_head_args(["--use_cpu", "true"], tmp_path)
+    assert (args.num_train_epochs, args.per_device_train_batch_size, args.crop_size) == (5, 200, 256)
+    assert (args.learning_rate, args.weight_decay, args.lr_scheduler_type) == (1e-4, 1e-3, "constant")
+    assert (args.head_optimizer, args.adapt_batchnorm, args.balance, args.cache_epochs) == ("adam", True, True, 0)
+    assert not args.unfreeze_encoder and args.head_hidden_size == 1024 and args.head_dropout == 0.2
