@@ -20,6 +20,10 @@ _SIMULATED = (
 )
 
 
+_TITLES = {"ImagiNet": "ImagiNet", "mini": "ImagiNet mini (simulated)", "own images": "Real and synthetic images"}
+_TAGS = {"ImagiNet": ["imaginet"], "mini": ["imaginet", "simulated"], "own images": []}
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("imaginet_hub", "templates"),
@@ -66,25 +70,24 @@ def _size_category(images: int) -> str:
     return "1M<n<10M"
 
 
-def dataset_card(report: Mapping[str, Any], *, simulated: bool = False) -> str:
+def dataset_card(report: Mapping[str, Any]) -> str:
     """The README.md of a built dataset.
 
     Args:
         report: what `build_repository` returns.
-        simulated: whether the images are the made corpus.
 
     Returns:
         Markdown with the YAML metadata that `datasets` and the Hub read.
     """
     synthetic = {split: Origin.SYNTHETIC in facts["label"] for split, facts in report["splits"].items()}
     metadata = {
-        "pretty_name": "ImagiNet mini (simulated)" if simulated else "ImagiNet",
+        "pretty_name": _TITLES[report["corpus"]],
         "license": "other",
         "license_name": "per-image",
         "license_link": "README.md#licences",
         "task_categories": ["image-classification"],
         "size_categories": [_size_category(report["images"])],
-        "tags": ["synthetic-image-detection", "imaginet", *(["simulated"] if simulated else [])],
+        "tags": ["synthetic-image-detection", *_TAGS[report["corpus"]]],
         "configs": card_configs(synthetic, report["build_id"]),
     }
     columns = [
@@ -100,7 +103,9 @@ def dataset_card(report: Mapping[str, Any], *, simulated: bool = False) -> str:
         .render(
             metadata=_yaml(metadata),
             report=report,
-            simulated=_SIMULATED if simulated else "",
+            title=_TITLES[report["corpus"]],
+            corpus=report["corpus"],
+            simulated=_SIMULATED,
             columns=columns,
             sources=[source for source in SOURCES if source.key in used],
             licenses=_totals(report, "license"),
@@ -150,7 +155,8 @@ def model_card(
             detection=track == Track.DETECTION,
             names=names,
             trained_on=trained_on,
-            simulated=_SIMULATED if trained_on.get("simulated") else "",
+            corpus=trained_on.get("corpus"),
+            simulated=_SIMULATED,
             training=training or {},
             results=list(results),
         )

@@ -10,6 +10,7 @@ import datasets
 
 from imaginet_hub.data.builder import MINI, ImagiNet
 from imaginet_hub.data.scan import content_fingerprint
+from imaginet_hub.data.sources import corpus_of
 from imaginet_hub.errors import DataNotFoundError, UsageError
 from imaginet_hub.labels import LABEL_COLUMNS, Origin, Track
 
@@ -88,5 +89,6 @@ def dataset_record(dataset: str | os.PathLike[str], rows: datasets.Dataset, spli
         small = rows.select_columns(list(columns))
         named = (with_names(row, rows.features) for row in small)
         record["fingerprint"] = content_fingerprint([tuple(str(row[c]) for c in columns) for row in named])
-    record["simulated"] = name == MINI
+    if "source" in rows.column_names:
+        record["corpus"] = corpus_of(rows.unique("source"))
     return record

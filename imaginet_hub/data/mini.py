@@ -6,15 +6,17 @@ not images by the generators whose folders they lie in, and a figure measured on
 
 Why a detector has to look at the traces, and at nothing else:
 
-* A real and a synthetic image come in pairs, cut from the same place, so content, size, colour and file name (folder
-  aside) agree between the two sides, one pair at a time.
+* Every synthetic image has a real partner, cut from the same place with the same tones and grain: content, size,
+  colour and file name (folder aside) agree between the two sides, pair by pair.
 * Every file is a PNG without compression or metadata: its size in bytes is a function of its width and height.
-* Gray levels are drawn in from both ends first, on both sides, so that no trace is clipped into a shift of the mean.
-* Paintings are photographs put through the same painterly filter on both sides, before any simulated generator.
+* Black and white points leave headroom, so that no trace is clipped into a shift of the mean.
+* Paintings are photographs put through the same painterly filter on both sides, before any simulated generator. Gray
+  photographs are gray on both sides.
 * Training and test photographs are different photographs.
 
 The corpus is the same, byte for byte, everywhere: photographs are pinned by their decoded pixels, arithmetic is on
-integers, chance comes from SHA-256, and the digest of the whole is checked before it is handed over.
+integers, chance comes from SHA-256 and raw PCG64 output, and the digest of the whole is checked before it is handed
+over.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -45,7 +47,7 @@ __all__ = ["MINI_DIGEST", "MINI_VERSION", "PHOTOGRAPHS", "Photograph", "make_min
 #: Changes whenever a byte of the corpus does.
 MINI_VERSION = "1"
 #: SHA-256 over the sorted lines "<sha256 of the file>  <path>\n" of every file but the marker.
-MINI_DIGEST = ""
+MINI_DIGEST = "fd1dece4a6d6cd482001c6c544da57ba9162e07601e4c9bd4c09380d4a2d67f4"
 
 _MARKER = "mini.json"
 #: Height, width.
@@ -199,26 +201,30 @@ PHOTOGRAPHS: Mapping[str, Photograph] = {
 
 @dataclass(frozen=True)
 class _Cell:
-    """One line of the paper's Table 2, scaled: `train` and `test` pairs of a real and a synthetic folder.
+    """One line of the paper's Table 2, scaled down: pairs of an image in a real and one in a synthetic folder.
 
-    Folders may name {split} (train | val), {year} (train2017 | val2017) and {kind}, the photograph's class or style.
+    Attributes:
+        real, synthetic: folders; {split} stands for train or val, {kind} for a photograph's class or style.
+        kinds: for each split its photographs, each with its {kind}.
+        train, test: how many pairs.
+        brush: radius of the painterly filter; 0 leaves a photograph.
     """
 
     content: ContentType
     generator: Generator
     real: str
     synthetic: str
+    kinds: Mapping[str, Mapping[str, str]]
     train: int
     test: int
-    radius: int = 0
-    photographs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    brush: int = 0
 
 
 _SCENES = {
     "train": dict.fromkeys(("china", "coffee", "chelsea", "astronaut", "brick"), ""),
     "test": dict.fromkeys(("flower", "rocket", "camera"), ""),
 }
-_LSUN = {
+_OBJECTS = {
     "train": {"chelsea": "cat", "coffee": "diningtable", "astronaut": "person"},
     "test": {"flower": "pottedplant", "grace_hopper": "person"},
 }
@@ -243,26 +249,23 @@ _STYLES = {
     },
 }
 
+_PHOTOS, _PAINTINGS, _FACES, _UNCATEGORIZED = ContentType
 _IMAGENET = "imagenet/ILSVRC/Data/CLS-LOC/{split}"
-_PROGAN = "progan_{split}/{kind}/"
+_LSUN, _PROGAN = "progan_{split}/{kind}/0_real", "progan_{split}/{kind}/1_fake"
 _CELLS = (
-    _Cell(ContentType.PHOTOS, Generator.STYLEGAN_XL, _IMAGENET, "imagenet_stylegan", 72, 18, photographs=_SCENES),
-    _Cell(ContentType.PHOTOS, Generator.PROGAN, _PROGAN + "0_real", _PROGAN + "1_fake", 72, 18, photographs=_LSUN),
-    _Cell(ContentType.PHOTOS, Generator.SD_2_1, "{split}2017", "sd_photos_fake", 72, 18, photographs=_SCENES),
-    _Cell(ContentType.PHOTOS, Generator.SDXL_1_0, "{split}2017", "sdxl_photos_fake", 72, 18, photographs=_SCENES),
-    _Cell(ContentType.PAINTINGS, Generator.STYLEGAN3, "wikiart/{kind}", "wikiart_stylegan", 108, 27, 2, _MODELS),
-    _Cell(ContentType.PAINTINGS, Generator.SD_2_1, "danbooru2021", "sd_paintings_fake", 27, 7, 3, _MODELS),
-    _Cell(ContentType.PAINTINGS, Generator.SDXL_1_0, "danbooru2021", "sdxl_paintings_fake", 27, 7, 3, _MODELS),
-    _Cell(
-        ContentType.PAINTINGS, Generator.ANIMAGINE_XL, "danbooru2021", "animaginexl_paintings_fake", 54, 13, 3, _MODELS
-    ),
-    _Cell(ContentType.FACES, Generator.STYLEGAN_XL, "ffhq", "ffhq_stylegan", 108, 27, photographs=_HEADS),
-    _Cell(ContentType.FACES, Generator.SD_2_1, "ffhq", "sd_faces_fake", 54, 13, photographs=_HEADS),
-    _Cell(ContentType.FACES, Generator.SDXL_1_0, "ffhq", "sdxl_faces_fake", 54, 14, photographs=_HEADS),
-    _Cell(
-        ContentType.UNCATEGORIZED, Generator.MIDJOURNEY, "photozilla/{kind}", "journeydb", 120, 30, photographs=_STYLES
-    ),
-    _Cell(ContentType.UNCATEGORIZED, Generator.DALLE3, "photozilla/{kind}", "dalle3", 120, 30, photographs=_STYLES),
+    _Cell(_PHOTOS, Generator.STYLEGAN_XL, _IMAGENET, "imagenet_stylegan", _SCENES, 72, 18),
+    _Cell(_PHOTOS, Generator.PROGAN, _LSUN, _PROGAN, _OBJECTS, 72, 18),
+    _Cell(_PHOTOS, Generator.SD_2_1, "{split}2017", "sd_photos_fake", _SCENES, 72, 18),
+    _Cell(_PHOTOS, Generator.SDXL_1_0, "{split}2017", "sdxl_photos_fake", _SCENES, 72, 18),
+    _Cell(_PAINTINGS, Generator.STYLEGAN3, "wikiart/{kind}", "wikiart_stylegan", _MODELS, 108, 27, brush=2),
+    _Cell(_PAINTINGS, Generator.SD_2_1, "danbooru2021", "sd_paintings_fake", _MODELS, 27, 7, brush=3),
+    _Cell(_PAINTINGS, Generator.SDXL_1_0, "danbooru2021", "sdxl_paintings_fake", _MODELS, 27, 7, brush=3),
+    _Cell(_PAINTINGS, Generator.ANIMAGINE_XL, "danbooru2021", "animaginexl_paintings_fake", _MODELS, 54, 13, brush=3),
+    _Cell(_FACES, Generator.STYLEGAN_XL, "ffhq", "ffhq_stylegan", _HEADS, 108, 27),
+    _Cell(_FACES, Generator.SD_2_1, "ffhq", "sd_faces_fake", _HEADS, 54, 13),
+    _Cell(_FACES, Generator.SDXL_1_0, "ffhq", "sdxl_faces_fake", _HEADS, 54, 14),
+    _Cell(_UNCATEGORIZED, Generator.MIDJOURNEY, "photozilla/{kind}", "journeydb", _STYLES, 120, 30),
+    _Cell(_UNCATEGORIZED, Generator.DALLE3, "photozilla/{kind}", "dalle3", _STYLES, 120, 30),
 )
 
 #: The family id of every generator id (as in upstream's lists).
@@ -280,7 +283,7 @@ class _Pair:
 
     def path(self, folder: str) -> str:
         split = "train" if self.split == "train" else "val"
-        kind = self.cell.photographs[self.split][self.photograph]
+        kind = self.cell.kinds[self.split][self.photograph]
         return f"{folder.format(split=split, kind=kind)}/{self.number:08d}.png"
 
     @property
@@ -322,8 +325,8 @@ def make_mini(root: str | os.PathLike[str], *, progress: bool = True) -> Path:
         digest = _fill(staging, progress)
         if digest != MINI_DIGEST:
             raise BuildError(
-                f"the mini corpus came out different on this machine: expected digest {MINI_DIGEST}, got {digest}; "
-                f"numpy {np.__version__} computes integers otherwise than it should: install another release of it"
+                f"the mini corpus came out different: expected digest {MINI_DIGEST}, got {digest}; the photographs "
+                f"are the pinned ones, so numpy {np.__version__} computes otherwise: install another release of numpy"
             )
         (staging / _MARKER).write_text(json.dumps(_marker()), encoding="utf-8")
         _move(staging, root)
@@ -336,7 +339,7 @@ def _pairs() -> Iterator[_Pair]:
     number = 0
     for split in ("train", "test"):
         for cell in _CELLS:
-            names = tuple(cell.photographs[split])
+            names = tuple(cell.kinds[split])
             for i in range(cell.train if split == "train" else cell.test):
                 number += 1
                 yield _Pair(number, split, cell, names[i % len(names)])
@@ -404,11 +407,11 @@ def _cut(pair: _Pair, prints: dict[tuple[str, Fraction, int], NDArray[np.uint8]]
     dice = _dice(f"mini {MINI_VERSION} {pair.number}")
     photograph = PHOTOGRAPHS[pair.photograph]
     scale = photograph.scales[next(dice) % len(photograph.scales)]
-    key = (pair.photograph, scale, pair.cell.radius)
+    key = (pair.photograph, scale, pair.cell.brush)
     if key not in prints:
         prints[key] = _print(*key)
     whole = prints[key]
-    if pair.cell.content is ContentType.FACES and photograph.face:
+    if pair.cell.content is _FACES and photograph.face:
         left, top, right, bottom = (int(edge * scale) for edge in photograph.face)
         whole = whole[top:bottom, left:right]
     fitting = [(h, w) for h, w in _SIZES if h <= whole.shape[0] and w <= whole.shape[1]]
@@ -427,10 +430,10 @@ def _texture(image: NDArray[np.uint8]) -> int:
     return int(np.abs(np.diff(green, axis=0)).sum() + np.abs(np.diff(green, axis=1)).sum())
 
 
-def _print(name: str, scale: Fraction, radius: int) -> NDArray[np.uint8]:
-    """A photograph as it is cut: range drawn in, reduced, and painted over where the radius is not 0."""
+def _print(name: str, scale: Fraction, brush: int) -> NDArray[np.uint8]:
+    """A photograph as it is cut: range drawn in, reduced, and painted over where the brush is not 0."""
     picture = _pixels(name) if scale == 1 else resample(_pixels(name), scale)
-    return paint(picture, radius) if radius else picture
+    return paint(picture, brush) if brush else picture
 
 
 def _pixels(name: str) -> NDArray[np.uint8]:
@@ -441,8 +444,8 @@ def _pixels(name: str) -> NDArray[np.uint8]:
     file = folder / photograph.file
     if not file.is_file():
         raise DataNotFoundError(
-            f"expected the photograph {name!r} at {file}, where wheels of {photograph.package} carry it, and it is not "
-            f'there; reinstall the package from its wheel: pip install --force-reinstall "imaginet_hub[demo]"'
+            f"expected the photograph {name!r} at {file}, where wheels of {photograph.package} carry it; got no such "
+            f'file: reinstall the package from its wheel: pip install --force-reinstall "imaginet_hub[demo]"'
         )
     with Image.open(file) as opened:
         pixels = np.asarray(opened.convert("RGB"))
@@ -531,10 +534,11 @@ Diffusion, Animagine XL, Midjourney or DALL-E 3, and none comes from ImageNet, L
 Photozilla: the folders bear those names because ImagiNet's do. What a detector scores on it says nothing about
 images by those generators.
 
-Real images are crops of the photographs below (reduced, gray levels drawn in to 20..235, some mirrored). Paintings are
+Real images are crops of the photographs below (some reduced or mirrored, toned, with a little grain). Paintings are
 photographs put through a painterly filter, on the real and the synthetic side alike. "faces" holds two people and a
 cat. Synthetic images are the same crops put through simulated decoders; the module imaginet_hub.data.mini_recipes
-lists them with the trace that each leaves. Training and test photographs are different ones.
+lists them with the trace that each leaves. A synthetic image has the file name of the real image that it was made of.
+Training and test photographs are different ones.
 
 annotations/*.txt: path,origin,content,model,specific_model, in ImagiNet's integers.
 

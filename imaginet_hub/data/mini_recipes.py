@@ -7,21 +7,23 @@ Corvi et al. 2023, "Intriguing properties of synthetic images"). Every recipe be
 picture and the detail that an ideal interpolator would miss, lets the simulated decoder up-sample the coarse picture
 in the ideal one's place, and adds the detail again. The content survives; the decoder's signature is left on it.
 
-| generator     | recipe                                                                     | expected fingerprint           |
-|---------------|----------------------------------------------------------------------------|--------------------------------|
-| ProGAN        | three x2 transposed convolutions with uneven overlap                       | strong peaks at 1/2, weaker at 1/4, 1/8 |
-| StyleGAN-XL   | the x2 chain, milder; attenuated finest detail                             | weaker peaks at 1/2; roll-off  |
-| StyleGAN3     | the x2 chain, mildest; low-pass against aliasing                           | weak peaks at 1/2; strong roll-off |
-| SD v2.1       | x8 autoencoder, coarsely quantised latent, nearest + convolution three times | odd multiples of 1/8         |
-| SDXL v1.0     | the same, finer latent and smoother convolutions                           | odd multiples of 1/8, weaker staircase |
-| Animagine XL  | SDXL's decoder; faint detail flattened                                     | as SDXL; empty flat areas      |
-| Midjourney    | x3 sub-pixel convolution (pixel shuffle), unequal channels                 | multiples of 1/3               |
-| DALL-E 3      | decoded at 4/5 of the size with a x2 checkerboard, then resized by 5/4     | peaks at 2/5; roll-off         |
+| generator    | recipe                                                         | expected fingerprint            |
+|--------------|----------------------------------------------------------------|---------------------------------|
+| ProGAN       | three x2 transposed convolutions, strongly uneven overlap      | peaks at 1/2, weaker at 1/4     |
+| StyleGAN-XL  | the same chain, milder                                         | the same, more roll-off         |
+| StyleGAN3    | the same chain, mildest, behind a low-pass against aliasing    | the same, most roll-off         |
+| SD v2.1      | x8 autoencoder, coarse latent, (nearest, convolution) x 3      | peaks at (1/8, 3/8); staircases |
+| SDXL v1.0    | the same, finer latent, smoother convolutions                  | the same, faint staircases      |
+| Animagine XL | SDXL's decoder; faint detail lost                              | the same, empty flat areas      |
+| Midjourney   | x3 sub-pixel convolution (pixel shuffle) of unequal channels   | peaks at multiples of 1/3       |
+| DALL-E 3     | decoded at 4/5 of the size by a x2 stage, then resized by 5/4  | peaks at 2/5; roll-off beyond   |
 
-Frequencies are in cycles per pixel. The GANs share the x2 chain, the three Stable Diffusion models the x8 latent: as
-in ImagiNet, a family is an architecture. The designs of Midjourney and DALL-E 3 are not published; their recipes are
-stand-ins, chosen so that the families can be told apart. Amplitudes are a few gray levels. Nothing here was fitted to
-images by any of these generators.
+Frequencies are in cycles per pixel along the two axes, in either order. The GANs share the x2 chain, the three Stable
+Diffusion models the x8 latent: as in ImagiNet, a family is an architecture. The designs of Midjourney and DALL-E 3 are
+not published; their recipes are stand-ins, chosen so that the families can be told apart. Every decoder also renders
+less of the finest detail than a camera records (Dzanic, Shah & Witherden 2020, "Fourier Spectrum Discrepancies in Deep
+Network Generated Images"). Amplitudes are a few gray levels, and nothing here was fitted to images by any of these
+generators.
 
 Only additions, multiplications, shifts and floor divisions of integers are used, hence the same bytes everywhere.
 """
@@ -83,7 +85,7 @@ def _resample_axis(x: NDArray[np.int32], scale: Fraction, axis: int) -> NDArray[
     size = x.shape[axis]
     shape = [1] * x.ndim
     shape[axis] = -1
-    # In units of 1/(2p) input pixel, output i sits at q(2i+1) and input j at p(2j+1): whole numbers, hence exact weights.
+    # In units of 1/(2p) input pixel, output i sits at q(2i+1) and input j at p(2j+1): whole numbers, exact weights.
     centre = q * (2 * np.arange(size * p // q, dtype=np.int32) + 1)
     reach = 2 * max(p, q)
     first = (centre - reach) // (2 * p)
@@ -138,6 +140,9 @@ def simulate(image: Image, generator: Generator) -> Image:
 
     Returns:
         (H, W, 3) uint8. A gray picture stays gray: every channel is treated alike.
+
+    Raises:
+        KeyError: `generator` is `Generator.REAL`.
     """
     block, taps, decoder = _RECIPES[generator]
     height, width, _ = image.shape
@@ -192,14 +197,10 @@ def _tile(pattern: NDArray[np.int32], shape: tuple[int, ...]) -> NDArray[np.int3
 
 
 def _transposed(x: Planes, gain: int, bias: int) -> Planes:
-    """x2 transposed convolution whose kernel overlaps unevenly: each of the four phases has its own gain and bias."""
-    sign = np.array([[2, 0], [0, -2]], dtype=np.int32)
+    """x2 transposed convolution whose kernel overlaps unevenly: its four phases differ in gain (in 1/128) and bias."""
     y = _ideal(x)
-    return (
-        y
-        + ((y * _tile(gain * sign, y.shape) + 128) >> 8)
-        + _tile(bias * np.array([[1, -1], [-1, 1]], np.int32), y.shape)
-    )
+    gains = _tile(gain * np.array([[1, 0], [0, -1]], dtype=np.int32), y.shape)
+    return y + ((y * gains + 64) >> 7) + _tile(bias * np.array([[1, -1], [-1, 1]], dtype=np.int32), y.shape)
 
 
 def _chain(x: Planes, gain: int, bias: int, depth: int = 3) -> Planes:
@@ -232,7 +233,7 @@ def _latent(x: Planes, step: int, taps: tuple[int, ...], bias: int, flatten: int
     return detail + (smooth + decoded) // 2 + _tile(bias * _LATTICE8, x.shape)
 
 
-#: Gain (in 1/256) and bias (in 1/16 gray level) of the nine channels that a x3 pixel shuffle interleaves; both sum to 0.
+#: Gain (in 1/256) and bias (in 1/16 gray level) of the nine channels that a x3 pixel shuffle interleaves.
 _SHUFFLE_GAIN = np.array([[32, -8, -4], [-8, -6, -4], [-4, -4, 6]], dtype=np.int32)
 _SHUFFLE_BIAS = np.array([[172, -40, -16], [-40, -40, -18], [-16, -18, 16]], dtype=np.int32)
 
@@ -254,8 +255,8 @@ def _resized(x: Planes, gain: int, bias: int) -> Planes:
     return resize(small - _ideal(coarse) + _transposed(coarse, gain, bias), Fraction(5, 4))
 
 
-#: For each generator: the block size that its picture is padded to; the filter that says how much of the finest detail it
-#: renders; its decoder.
+#: For each generator: the block size that its picture is padded to, the filter that says how much of the finest detail
+#: it renders, and its decoder.
 _RECIPES: dict[Generator, tuple[int, tuple[int, ...], Callable[[Planes], Planes]]] = {
     Generator.PROGAN: (8, (1, 6, 1), partial(_chain, gain=7, bias=40)),
     Generator.STYLEGAN_XL: (8, (3, 10, 3), partial(_chain, gain=6, bias=36)),

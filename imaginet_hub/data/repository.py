@@ -25,6 +25,7 @@ from imaginet_hub.data.builder import BUILD_REPORT, features_of, open_root, row_
 from imaginet_hub.data.images import ImageFacts
 from imaginet_hub.data.manifest import Record
 from imaginet_hub.data.scan import Scan, content_fingerprint, scan
+from imaginet_hub.data.sources import corpus_of
 from imaginet_hub.errors import BuildError, UsageError
 from imaginet_hub.labels import LABEL_COLUMNS, Origin, Track
 
@@ -261,6 +262,7 @@ def _report(
     return {
         "schema_version": _REPORT_SCHEMA,
         "imaginet_hub": __version__,
+        "corpus": corpus_of(record.source for record in result.kept),
         "fingerprint": content_fingerprint(kept_rows),
         "annotations": [{"file": Path(name).name, "sha256": digest} for name, digest in lists],
         "seed": seed,

@@ -6,12 +6,24 @@ those of upstream's test list; terms are as stated by each source (see `homepage
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-__all__ = ["KNOWN_CORRUPT", "SOURCES", "TEST_FOLDER_COUNTS", "UNKNOWN_LICENSE", "Source", "source_of"]
+__all__ = [
+    "KNOWN_CORRUPT",
+    "MINI_SOURCE",
+    "SOURCES",
+    "TEST_FOLDER_COUNTS",
+    "UNKNOWN_LICENSE",
+    "Source",
+    "corpus_of",
+    "source_of",
+]
 
 UNKNOWN_LICENSE = "unknown"
+#: `source` of the made corpus, whose folders are named like ImagiNet's.
+MINI_SOURCE = "mini (simulated)"
 
 
 @dataclass(frozen=True)
@@ -166,6 +178,18 @@ KNOWN_CORRUPT: dict[str, str] = {
 }
 
 _BY_FOLDER: dict[str, Source] = {folder: source for source in SOURCES for folder in source.folders}
+
+
+def corpus_of(sources: Iterable[str]) -> str:
+    """What a set of images is, by the values of their `source` column.
+
+    Returns:
+        "ImagiNet" (nothing but its nine sources), "mini" (the made corpus, simulations) or "own images".
+    """
+    present = set(sources)
+    if present == {MINI_SOURCE}:
+        return "mini"
+    return "ImagiNet" if present and present <= {source.key for source in SOURCES} else "own images"
 
 
 def source_of(path: str) -> tuple[str, str]:
