@@ -18,6 +18,7 @@ import datasets
 from imaginet_hub.data import mini
 from imaginet_hub.data.manifest import Manifest, Record, find_annotations, read_annotations
 from imaginet_hub.data.scan import ON_ERROR, examine_file, fingerprint, scan
+from imaginet_hub.data.sources import MINI_SOURCE
 from imaginet_hub.errors import BuildError, DataNotFoundError, ImageError, UsageError
 from imaginet_hub.labels import Origin, Track, Vocabulary
 
@@ -110,7 +111,11 @@ def open_root(
             f"{root} carries no annotations (annotations.csv, annotations.parquet, annotations/test_annotations.txt "
             "...); name them with annotations=... (--annotations)"
         )
-    return root, read_annotations(found)
+    manifest = read_annotations(found)
+    if mini.is_mini(root):  # its folders are named like ImagiNet's; what is in them is not
+        told = {"source": MINI_SOURCE, "license": mini.LICENSE}
+        manifest = replace(manifest, records=tuple(replace(record, **told) for record in manifest.records))
+    return root, manifest
 
 
 @dataclass

@@ -42,14 +42,16 @@ from imaginet_hub.data.mini_recipes import develop, paint, resample, simulate
 from imaginet_hub.errors import BuildError, DataNotFoundError, ImageError, UsageError, require
 from imaginet_hub.labels import ContentType, Generator, Origin
 
-__all__ = ["MINI_DIGEST", "MINI_VERSION", "PHOTOGRAPHS", "Photograph", "make_mini"]
+__all__ = ["LICENSE", "MINI_DIGEST", "MINI_VERSION", "PHOTOGRAPHS", "Photograph", "is_mini", "make_mini"]
 
 #: Changes whenever a byte of the corpus does.
 MINI_VERSION = "1"
 #: SHA-256 over the sorted lines "<sha256 of the file>  <path>\n" of every file but the marker.
-MINI_DIGEST = "fd1dece4a6d6cd482001c6c544da57ba9162e07601e4c9bd4c09380d4a2d67f4"
+MINI_DIGEST = "0728a2521372e03683e9aa0a1e848a89c900704e18d502aad4f19e84d4cc751b"
 
 _MARKER = "mini.json"
+#: The `license` column of its rows.
+LICENSE = "as the photographs (see README.txt of the corpus)"
 #: Height, width.
 _SIZES = ((128, 128), (128, 160), (160, 128), (160, 160), (128, 192), (192, 128), (192, 160), (160, 256), (144, 208))
 _CALIBRATION_PAIRS = 48
@@ -335,6 +337,15 @@ def make_mini(root: str | os.PathLike[str], *, progress: bool = True) -> Path:
     return root
 
 
+def is_mini(root: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a mini corpus, of whatever version."""
+    try:
+        marker = json.loads((Path(root) / _MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(marker, dict) and marker.keys() == _marker().keys()
+
+
 def _pairs() -> Iterator[_Pair]:
     number = 0
     for split in ("train", "test"):
@@ -421,7 +432,7 @@ def _cut(pair: _Pair, prints: dict[tuple[str, Fraction, int], NDArray[np.uint8]]
         y, x = next(dice) % (whole.shape[0] - height + 1), next(dice) % (whole.shape[1] - width + 1)
         places.append(whole[y : y + height, x : x + width])
     best = max(places, key=_texture)
-    black, white, grain = 16 + next(dice) % 48, 192 + next(dice) % 48, 1 + next(dice) % 3
+    black, white, grain = 16 + next(dice) % 48, 172 + next(dice) % 68, 1 + next(dice) % 3
     return develop(best[:, ::-1] if next(dice) % 2 else best, black, white, grain, seed=pair.number)
 
 

@@ -27,7 +27,10 @@ __all__ = ["run"]
 
 #: Flags of `imaginet train` and `imaginet train-head` for about three minutes on two cores.
 TRAIN_FLAGS = ["--preset", "quick"]
-HEAD_FLAGS: dict[Track, list[str]] = {Track.DETECTION: [], Track.IDENTIFICATION: []}
+HEAD_FLAGS = (
+    "--crop_size 96 --processor_crop_size 128 --perturb 0.1 --per_device_train_batch_size 64 --learning_rate 0.001 "
+    "--no_adapt_batchnorm --cache_epochs 2 --num_train_epochs 8"
+).split()
 
 _MARKER = ".imaginet-demo"
 
@@ -71,7 +74,7 @@ def run(out: Path) -> dict[str, Any]:
             train_head(
                 rows,
                 encoder,
-                parse_head_args(HEAD_FLAGS[track], folder),
+                parse_head_args(HEAD_FLAGS, folder),
                 track=track,
                 names=class_names(rows, track),
                 dataset_record=dataset_record(dataset, rows, "train"),
