@@ -113,8 +113,8 @@ def open_root(
         )
     manifest = read_annotations(found)
     if mini.is_mini(root):  # its folders are named like ImagiNet's; what is in them is not
-        told = {"source": MINI_SOURCE, "license": mini.LICENSE}
-        manifest = replace(manifest, records=tuple(replace(record, **told) for record in manifest.records))
+        records = tuple(replace(record, source=MINI_SOURCE, license=mini.LICENSE) for record in manifest.records)
+        manifest = replace(manifest, records=records)
     return root, manifest
 
 

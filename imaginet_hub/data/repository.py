@@ -14,6 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -251,8 +252,6 @@ def _report(
     repeated_rows: int,
     seed: int,
 ) -> dict[str, Any]:
-    from imaginet_hub import __version__
-
     def counts(column: str, split: str) -> dict[str, int]:
         values = Counter(getattr(record, column) for record in result.kept if record.split == split)
         return dict(sorted(values.items()))
@@ -261,7 +260,7 @@ def _report(
     columns = ("label", "content_type", "generator_family", "generator", "source", "license")
     return {
         "schema_version": _REPORT_SCHEMA,
-        "imaginet_hub": __version__,
+        "imaginet_hub": version("imaginet_hub"),
         "corpus": corpus_of(record.source for record in result.kept),
         "fingerprint": content_fingerprint(kept_rows),
         "annotations": [{"file": Path(name).name, "sha256": digest} for name, digest in lists],
