@@ -235,7 +235,7 @@ def _latent(x: Planes, step: int, taps: tuple[int, ...], bias: int, flatten: int
 
 #: Gain (in 1/256) and bias (in 1/16 gray level) of the nine channels that a x3 pixel shuffle interleaves.
 _SHUFFLE_GAIN = np.array([[32, -8, -4], [-8, -6, -4], [-4, -4, 6]], dtype=np.int32)
-_SHUFFLE_BIAS = np.array([[172, -40, -16], [-40, -40, -18], [-16, -18, 16]], dtype=np.int32)
+_SHUFFLE_BIAS = np.array([[212, -50, -20], [-50, -48, -22], [-20, -22, 20]], dtype=np.int32)
 
 
 def _shuffle(x: Planes) -> Planes:
@@ -258,12 +258,12 @@ def _resized(x: Planes, gain: int, bias: int) -> Planes:
 #: For each generator: the block size that its picture is padded to, the filter that says how much of the finest detail
 #: it renders, and its decoder.
 _RECIPES: dict[Generator, tuple[int, tuple[int, ...], Callable[[Planes], Planes]]] = {
-    Generator.PROGAN: (8, (1, 6, 1), partial(_chain, gain=7, bias=40)),
-    Generator.STYLEGAN_XL: (8, (3, 10, 3), partial(_chain, gain=6, bias=36)),
-    Generator.STYLEGAN3: (8, (1, 2, 1), partial(_chain, gain=5, bias=34)),
-    Generator.SD_2_1: (8, (3, 10, 3), partial(_latent, step=64, taps=(1, 6, 1), bias=10)),
-    Generator.SDXL_1_0: (8, (3, 10, 3), partial(_latent, step=32, taps=(3, 10, 3), bias=10)),
-    Generator.ANIMAGINE_XL: (8, (3, 10, 3), partial(_latent, step=32, taps=(3, 10, 3), bias=10, flatten=16)),
+    Generator.PROGAN: (8, (1, 6, 1), partial(_chain, gain=8, bias=48)),
+    Generator.STYLEGAN_XL: (8, (3, 10, 3), partial(_chain, gain=7, bias=44)),
+    Generator.STYLEGAN3: (8, (1, 2, 1), partial(_chain, gain=6, bias=40)),
+    Generator.SD_2_1: (8, (3, 10, 3), partial(_latent, step=64, taps=(1, 6, 1), bias=13)),
+    Generator.SDXL_1_0: (8, (3, 10, 3), partial(_latent, step=32, taps=(3, 10, 3), bias=13)),
+    Generator.ANIMAGINE_XL: (8, (3, 10, 3), partial(_latent, step=32, taps=(3, 10, 3), bias=13, flatten=16)),
     Generator.MIDJOURNEY: (3, (3, 10, 3), _shuffle),
-    Generator.DALLE3: (10, (0, 1, 0), partial(_resized, gain=10, bias=136)),
+    Generator.DALLE3: (10, (0, 1, 0), partial(_resized, gain=12, bias=160)),
 }

@@ -27,11 +27,7 @@ __all__ = ["run"]
 
 #: Flags of `imaginet train` and `imaginet train-head` for about three minutes on two cores.
 TRAIN_FLAGS = ["--preset", "quick"]
-HEAD_FLAGS = [
-    *("--crop_size", "96", "--processor_crop_size", "128", "--perturb", "0.1"),
-    *("--per_device_train_batch_size", "64", "--learning_rate", "0.001", "--num_train_epochs", "8"),
-    *("--no_adapt_batchnorm", "--cache_epochs", "2"),
-]
+HEAD_FLAGS = ["--preset", "quick"]
 
 _MARKER = ".imaginet-demo"
 

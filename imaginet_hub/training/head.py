@@ -51,6 +51,23 @@ __all__ = ["HEAD_TYPES", "HeadTrainer", "HeadTrainingArguments", "build_classifi
 HEAD_TYPES = {Track.DETECTION: "batchnorm_mlp", Track.IDENTIFICATION: "l2norm_mlp"}
 
 
+#: Values that replace the defaults of `HeadTrainingArguments`, by preset name.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    # For two cores: small crops, each image encoded twice, the classifier trained on what came out.
+    "quick": {
+        "crop_size": 96,
+        "processor_crop_size": 128,
+        "perturb": 0.1,
+        "per_device_train_batch_size": 64,
+        "learning_rate": 0.001,
+        "num_train_epochs": 8,
+        "adapt_batchnorm": False,
+        "cache_epochs": 2,
+    },
+}
+
+
 @dataclasses.dataclass
 class HeadTrainingArguments(RowTrainingArguments):
     """How a head is trained. The defaults are upstream's recipe; see the module's docstring."""
@@ -99,6 +116,8 @@ class HeadTrainingArguments(RowTrainingArguments):
 def parse_head_args(argv: Sequence[str], out: str | Path) -> HeadTrainingArguments:
     """Flags of `imaginet train-head` as arguments of `train_head`; every field is a flag.
 
+    `--preset paper|quick` chooses what is the default of the others.
+
     Args:
         argv: flags and values.
         out: the folder to train into.
@@ -106,7 +125,8 @@ def parse_head_args(argv: Sequence[str], out: str | Path) -> HeadTrainingArgumen
     Raises:
         UsageError: an unknown flag, with the closest ones; a value that cannot be used.
     """
-    (arguments,) = ArgumentParser([HeadTrainingArguments], prog="imaginet train-head").dataclasses_of(argv, out)
+    parser = ArgumentParser([HeadTrainingArguments], prog="imaginet train-head")
+    arguments, _ = parser.dataclasses_of(argv, out, PRESETS)
     return arguments
 
 

@@ -196,12 +196,22 @@ class ArgumentParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
-    def dataclasses_of(self, argv: Sequence[str], out: str | Path) -> tuple[Any, ...]:
-        """The dataclasses that the flags fill.
+    def dataclasses_of(
+        self, argv: Sequence[str], out: str | Path, presets: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[Any, ...]:
+        """The dataclasses that the flags fill, then what else was parsed.
+
+        Args:
+            argv: flags and values; among them `--preset NAME`, by default "paper".
+            out: the folder to train into.
+            presets: by name, defaults that replace those of the dataclasses.
 
         Raises:
             UsageError: an unknown flag, with the closest ones; a value that cannot be used.
         """
+        self.add_argument("--preset", choices=sorted(presets), default="paper", help="Which defaults the flags have.")
+        chosen, _ = self.parse_known_args([*argv, "--output_dir", str(out)])
+        self.set_defaults(**presets[chosen.preset])
         try:
             *parsed, unknown = self.parse_args_into_dataclasses(
                 [*argv, "--output_dir", str(out)], return_remaining_strings=True, look_for_args_file=False
@@ -230,10 +240,7 @@ def parse_train_args(argv: Sequence[str], out: str | Path) -> tuple[SelfConModel
         UsageError: an unknown flag, with the closest ones; a value that cannot be used.
     """
     parser = ArgumentParser([SelfConModelArguments, SelfConTrainingArguments], prog="imaginet train")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="Which defaults the flags have.")
-    chosen, _ = parser.parse_known_args([*argv, "--output_dir", str(out)])
-    parser.set_defaults(**PRESETS[chosen.preset])
-    model_arguments, training_arguments, _ = parser.dataclasses_of(argv, out)
+    model_arguments, training_arguments, _ = parser.dataclasses_of(argv, out, PRESETS)
     return model_arguments, training_arguments
 
 

@@ -167,7 +167,7 @@ def test_the_schedule_warms_up_linearly_then_follows_a_cosine(rows, tmp_path):
     out = trained(rows, tmp_path, "--max_steps", "40", "--warmup_steps", "0.1", "--learning_rate", "0.01")
     rates = [entry["learning_rate"] for entry in json.loads((out / "training.json").read_text())["history"]]
     warm_up = [1e-4 + (1 - 1e-4) * step / 3 for step in range(4)]
-    cosine = [1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * step / 36)) / 2 for step in range(36)]
+    cosine = [1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * step / 36)) / 2 for step in range(1, 37)]
     assert rates == pytest.approx([0.01 * factor for factor in warm_up + cosine])
 
 
