@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import jinja2
@@ -10,6 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from imaginet_hub.cards import dataset_card, model_card
+from tests.conftest import PROJECT
 
 REPORT: dict[str, Any] = {
     "imaginet_hub": "0.1.0",
@@ -92,3 +94,12 @@ def test_a_model_not_trained_on_imaginet_says_so_first() -> None:
 def test_an_encoder_card_claims_no_classes() -> None:
     card = model_card({**CONFIG, "track": None}, None)
     assert "stage 1" in card and "pipeline_tag" not in metadata(card)
+
+
+def test_the_committed_cards_are_rendered_from_the_committed_figures() -> None:
+    specification = importlib.util.spec_from_file_location("render", PROJECT / "model_cards" / "render.py")
+    assert specification is not None and specification.loader is not None
+    render = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(render)
+    for file, text in render.cards().items():
+        assert file.read_text(encoding="utf-8") == text, f"{file}: run python model_cards/render.py"

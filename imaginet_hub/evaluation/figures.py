@@ -217,7 +217,7 @@ def _draw_roc(
     axes.plot(
         max(fpr[at], left), tpr[at], "o", color=_SYNTHETIC, clip_on=False, zorder=3, label=f"threshold {threshold:g}"
     )
-    axes.legend(loc="upper left", fontsize="small")
+    axes.legend(loc="center left", fontsize="small")
 
 
 def _draw_scores(axes: Axes, real: NDArray[np.float64], synthetic: NDArray[np.float64], threshold: float) -> None:

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Renders the cards in model_cards/ and dataset_script/ from the JSON files beside them.
+
+    python model_cards/render.py [DEMO_OUTPUT]
+
+With the folder of a demo run, its JSON files are taken over first.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from imaginet_hub.cards import dataset_card, model_card
+from imaginet_hub.labels import Track
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+DATASET = HERE.parent / "dataset_script"
+
+
+def read(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def take_over(demo: Path) -> None:
+    """Copy what the cards are made of; results without the scores of single images."""
+    shutil.copyfile(demo / "dataset" / "build_report.json", DATASET / "build_report.json")
+    for track in Track:
+        for name in ("config", "training"):
+            shutil.copyfile(demo / track / f"{name}.json", RESULTS / f"{track}.{name}.json")
+        results = {**read(demo / "results" / f"{track}.json"), "per_image": None}
+        (RESULTS / f"{track}.json").write_text(
+            json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+
+def cards() -> dict[Path, str]:
+    """Card file -> its text."""
+    rendered = {DATASET / "README.md": dataset_card(read(DATASET / "build_report.json"))}
+    for track in Track:
+        config, training, results = (read(RESULTS / f"{track}{part}.json") for part in (".config", ".training", ""))
+        rendered[HERE / f"{track}.md"] = model_card(config, training, [results])
+    return rendered
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        take_over(Path(sys.argv[1]))
+    for file, text in cards().items():
+        file.write_text(text, encoding="utf-8")
