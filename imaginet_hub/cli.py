@@ -38,6 +38,14 @@ class _Parser(argparse.ArgumentParser):
         return words
 
 
+_RECIPE_FLAGS = """after the names, flags of the recipe and of transformers' TrainingArguments:
+  --preset quick  for minutes on two cores; without it, the paper's recipe
+  --crop_size, --perturb, --max_steps, --num_train_epochs, --learning_rate,
+  --per_device_train_batch_size, --seed, --bf16 ...; all of them: --all-flags
+
+"""
+
+
 def _parser() -> _Parser:
     from imaginet_hub import __version__
 
@@ -51,13 +59,13 @@ def _parser() -> _Parser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
 
-    def command(name: str, help_: str, example: str) -> argparse.ArgumentParser:
+    def command(name: str, help_: str, example: str, more: str = "") -> argparse.ArgumentParser:
         return commands.add_parser(
             name,
             parents=[common],
             help=help_,
             description=help_[0].upper() + help_[1:] + ".",
-            epilog=f"example: {example}",
+            epilog=f"{more}example: {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -90,7 +98,8 @@ def _parser() -> _Parser:
     train = command(
         "train",
         "train a SelfCon encoder (stage 1)",
-        "imaginet train my-dataset my-encoder --backbone resnet18 --num_train_epochs 20",
+        "imaginet train my-dataset my-encoder --preset quick",
+        _RECIPE_FLAGS,
     )
     train.add_argument("dataset", metavar="DATASET", help="built folder, Hub dataset id, or mini")
     train.add_argument("out", metavar="OUT", help="model folder to write")
@@ -101,7 +110,8 @@ def _parser() -> _Parser:
     head = command(
         "train-head",
         "train a track's classifier on a stage-1 encoder",
-        "imaginet train-head my-encoder my-dataset my-detector --track detection",
+        "imaginet train-head my-encoder my-dataset my-detector --track detection --preset quick",
+        _RECIPE_FLAGS,
     )
     head.add_argument("encoder", metavar="ENCODER", help="model folder written by `imaginet train`")
     head.add_argument("dataset", metavar="DATASET", help="built folder, Hub dataset id, or mini")
