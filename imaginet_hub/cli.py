@@ -105,7 +105,7 @@ def _parser() -> _Parser:
     train.add_argument("out", metavar="OUT", help="model folder to write")
     train.add_argument("--split", default="train", help="split to train on (default train)")
     train.add_argument("--all-flags", action=_AllFlags, nargs=0, help="list every other flag, and exit")
-    train.set_defaults(run=_train, positionals=2)
+    train.set_defaults(run=_train, names=("dataset", "out"))
 
     head = command(
         "train-head",
@@ -119,7 +119,7 @@ def _parser() -> _Parser:
     head.add_argument("--track", choices=("detection", "identification"), required=True)
     head.add_argument("--split", default="train", help="split to train on (default train)")
     head.add_argument("--all-flags", action=_AllFlags, nargs=0, help="list every other flag, and exit")
-    head.set_defaults(run=_train_head, positionals=3)
+    head.set_defaults(run=_train_head, names=("encoder", "dataset", "out"))
 
     evaluate = command(
         "evaluate",
@@ -190,8 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; see the module's docstring for the exit status."""
     parser = _parser()
     args, more = parser.parse_known_args(argv)
-    positionals = getattr(args, "positionals", 0)
-    if more and not positionals:
+    names = getattr(args, "names", ())
+    if more and not names:
         sub = parser._subparsers._group_actions[0].choices[args.command]  # type: ignore[union-attr, index]
         sub.error(f"unrecognized arguments: {' '.join(more)}")
     args.more = more
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     try:
-        _check_order(list(sys.argv[1:] if argv is None else argv), args.command, positionals)
+        _check_order(list(sys.argv[1:] if argv is None else argv), args, names)
         return int(args.run(args))
     except ImagiNetError as error:
         if getattr(args, "debug", False):
@@ -216,11 +216,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _check_order(argv: list[str], command: str, positionals: int) -> None:
-    """A flag of the recipe before the positional arguments would have its value taken for one of them."""
-    given = argv[argv.index(command) + 1 :][:positionals]
-    if any(word.startswith("-") for word in given):
-        raise UsageError(f"expected the {positionals} names first, then the flags; see imaginet {command} --help")
+def _check_order(argv: list[str], args: argparse.Namespace, names: Sequence[str]) -> None:
+    """A flag of the recipe before the names would have its value taken for one of them."""
+    flags = (position for position, word in enumerate(argv) if word.startswith("-") and word in args.more)
+    before = argv[: next(flags, len(argv))]
+    if not all(getattr(args, name) in before for name in names):
+        raise UsageError(f"expected {' '.join(n.upper() for n in names)} first, then the flags of the recipe")
 
 
 _INTERRUPTED = {

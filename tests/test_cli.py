@@ -50,8 +50,11 @@ def test_typos(argv: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_flags_before_names_are_not_guessed_at(capsys: pytest.CaptureFixture[str]) -> None:
-    assert status_of(["train", "--max_steps", "3", "data", "out"]) == 2
-    assert "expected the 2 names first" in capsys.readouterr().err
+    for argv in (["--max_steps", "3", "data", "out"], ["--split", "train", "--max_steps", "3", "data", "out"]):
+        assert status_of(["train", *argv]) == 2
+        assert "expected DATASET OUT first" in capsys.readouterr().err
+    assert status_of(["train-head", "--track", "detection", "./enc", "./data", "out", "--max_steps", "x"]) == 2
+    assert "invalid int value: 'x'" in capsys.readouterr().err
 
 
 def test_errors_are_one_readable_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

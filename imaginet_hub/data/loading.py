@@ -46,6 +46,11 @@ def load_rows(dataset: str | os.PathLike[str], track: Track | str, split: str) -
             f"no dataset at {name!r} ({error}); expected a folder written by `imaginet build`, a Hub dataset id, "
             f"or {MINI!r}"
         ) from error
+    except OSError as error:
+        raise DataNotFoundError(
+            f"{name!r} is no folder here, and the Hub could not be asked for it ({error}); "
+            "check the name and the network"
+        ) from error
     except ValueError as error:
         raise DataNotFoundError(f"{name!r} has no {track.value}/{split}: {error}") from error
     missing = [column for column in ("image", *LABEL_COLUMNS) if column not in rows.column_names]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,9 +89,10 @@ class Detector:
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             raise UsageError(f"device {device!r}: this torch sees no CUDA device; use --device cpu")
         try:
-            network, loaded = selfcon.SelfConResNetForImageClassification.from_pretrained(
-                name, output_loading_info=True
-            )
+            with _without_bars():
+                network, loaded = selfcon.SelfConResNetForImageClassification.from_pretrained(
+                    name, output_loading_info=True
+                )
             processor = selfcon.SelfConImageProcessor.from_pretrained(name)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{name}: the model cannot be loaded: {_first_line(error)}") from error
@@ -120,6 +122,20 @@ class Detector:
             logits = self.model(pixel_values=inputs["pixel_values"].to(self.model.device)).logits
         probabilities: NDArray[np.float32] = logits.float().softmax(dim=-1).cpu().numpy()
         return probabilities
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Weights of this size load before a bar can be read."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -127,4 +127,8 @@ def save_publishable(
     folder = Path(folder)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    # safetensors makes its file for its owner alone; as readable as the rest, so that a shared folder works.
+    mode = (folder / "config.json").stat().st_mode
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(mode)
     return folder

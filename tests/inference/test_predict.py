@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from imaginet_hub.data.images import open_image
-from imaginet_hub.errors import ModelError, UsageError
+from imaginet_hub.data.loading import load_rows
+from imaginet_hub.errors import DataNotFoundError, ModelError, UsageError
 from imaginet_hub.inference.detector import Detector
 from imaginet_hub.inference.predict import expand_paths, predict_paths
 from imaginet_hub.selfcon import (
@@ -127,3 +128,14 @@ def test_wrong_models(models: dict[str, Path], tmp_path: Path, pictures: Path) -
         list(predict_paths([pictures / "a.png"], detector=identifier))
     with pytest.raises(UsageError, match="or both"):
         list(predict_paths([pictures / "a.png"]))
+
+
+def test_a_dataset_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("Couldn't reach 'someone/data' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(DataNotFoundError, match="no folder here, and the Hub could not be asked"):
+        load_rows("someone/data", "detection", "test")

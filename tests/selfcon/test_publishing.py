@@ -94,6 +94,10 @@ with open(out + "/found.json", "w") as file:
 """
 
 
+def test_all_files_are_as_readable_as_each_other(classifier_folder: Path) -> None:
+    assert len({file.stat().st_mode for file in classifier_folder.iterdir() if file.is_file()}) == 1
+
+
 def test_loads_where_the_package_is_absent(
     classifier_folder: Path,
     classifier: SelfConResNetForImageClassification,
