@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import ipaddress
 import os
-import socket
+import runpy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 # Before anything imports datasets or transformers.
 _CACHE = tempfile.TemporaryDirectory(prefix="imaginet-tests-")
@@ -18,6 +16,10 @@ os.environ["HF_HOME"] = _CACHE.name
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.pop("HF_TOKEN", None)
+# No connection to another machine, neither from here nor from any Python that a test starts.
+_GUARD = Path(__file__).parent / "support" / "guard"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_GUARD), os.environ.get("PYTHONPATH"))))
+runpy.run_path(str(_GUARD / "sitecustomize.py"))
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -25,23 +27,6 @@ from PIL import Image  # noqa: E402
 
 PROJECT = Path(__file__).parents[1]
 SHARED = PROJECT.parent / "shared"
-
-
-@pytest.fixture(autouse=True, scope="session")
-def loopback_only() -> Iterator[None]:
-    """Any connection to another machine is a failure."""
-    connect = socket.socket.connect
-
-    def guarded(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6):
-            host = str(address[0])
-            if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
-                raise OSError(f"tests may not connect to {address}")
-        connect(self, address)
-
-    socket.socket.connect = guarded  # type: ignore[method-assign]
-    yield
-    socket.socket.connect = connect  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,10 @@ directly, as any builder. The order of rows is the order of the annotations.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import datasets
 
 from imaginet_hub.data import mini
+from imaginet_hub.data.images import ImageFacts, read_bytes
 from imaginet_hub.data.manifest import Manifest, Record, find_annotations, read_annotations
 from imaginet_hub.data.scan import ON_ERROR, examine_file, fingerprint, scan
 from imaginet_hub.data.sources import MINI_SOURCE
@@ -56,21 +58,26 @@ def features_of(vocabulary: Vocabulary, carried_columns: tuple[str, ...] = ()) -
     )
 
 
-def row_of(record: Record, root: Path, carried_columns: tuple[str, ...], sha256: str | None = None) -> dict[str, Any]:
+def row_of(
+    record: Record, root: Path, carried_columns: tuple[str, ...], facts: ImageFacts | None = None
+) -> dict[str, Any]:
     """One row of the dataset, with the file's original bytes; class columns hold names.
 
     Args:
         record: what the annotations say.
         root: the folder that `record.path` is relative to.
         carried_columns: names of `record.carried`.
-        sha256: what an earlier look at the file found; other bytes now are an error.
+        facts: what an earlier look at the file found. The image is not decoded again; other bytes now are an error.
 
     Raises:
         ImageError: the file is not fit to go in, or changed since that look.
     """
-    data, facts = examine_file(root, record)
-    if sha256 is not None and facts.sha256 != sha256:
-        raise ImageError("checksum", f"{record.path}: the file changed while it was being read; start again")
+    if facts is None:
+        data, facts = examine_file(root, record)
+    else:
+        data = read_bytes(root / record.file)
+        if hashlib.sha256(data).hexdigest() != facts.sha256:
+            raise ImageError("checksum", f"{record.path}: the file changed while it was being read; start again")
     return {
         "image": {"bytes": data, "path": Path(record.file).name},
         "label": record.label,
@@ -140,7 +147,7 @@ class ImagiNetConfig(datasets.BuilderConfig):
             raise UsageError(f"on_error: expected one of {', '.join(ON_ERROR)}, got {self.on_error!r}")
         kwargs = {k: v for k, v in config_kwargs.items() if k not in ("data_dir", "annotations")}
         if self.name == MINI:
-            kwargs["state"] = mini.MINI_VERSION
+            kwargs["state"] = mini.MINI_DIGEST[:16]
         elif self.data_dir is not None:
             kwargs["state"] = fingerprint(*open_root(self.data_dir, self.annotations))
         return str(super().create_config_id(kwargs, custom_features))
@@ -180,7 +187,8 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
     def _open(self) -> tuple[Path, Manifest]:
         if self._opened is None:
             if self.config.name == MINI:
-                self._opened = open_root(mini.make_mini(Path(self._cache_dir_root) / f"imaginet-{mini.MINI_VERSION}"))
+                root = Path(self._cache_dir_root) / f"imaginet-mini-{mini.MINI_DIGEST[:16]}"
+                self._opened = open_root(mini.make_mini(root))
             elif self.config.data_dir is None:
                 raise DataNotFoundError(
                     "ImagiNet's images are not here: name the folder that holds them, "
@@ -212,15 +220,15 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
             wanted = tuple(record for record in wanted if record.label == Origin.SYNTHETIC)
             if not wanted:
                 raise BuildError(f"{root}: the annotations list no synthetic image; the identification track has none")
-        checked: dict[str, str | None] = {record.file: None for record in wanted}
+        facts: Mapping[str, ImageFacts] = {}
         if not dl_manager.is_streaming:
             result = scan(root, replace(manifest, records=wanted), on_error=self.config.on_error)
             wanted = result.kept
-            checked = {file: facts.sha256 for file, facts in result.facts.items()}
+            facts = result.facts
             _report_left_out(Path(self._output_dir), result.left_out_json())
         generators = []
         for split in manifest.splits:
-            records = [(record, checked[record.file]) for record in wanted if record.split == split]
+            records = [(record, facts.get(record.file)) for record in wanted if record.split == split]
             if records:
                 # A list per shard is what lets datasets spread the work over processes and shuffle a stream.
                 size = max(1, min(_ROWS_PER_SHARD, -(-len(records) // 16)))
@@ -230,14 +238,14 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
         return generators
 
     def _generate_examples(
-        self, shards: list[list[tuple[Record, str | None]]], root: str, carried_columns: tuple[str, ...]
+        self, shards: list[list[tuple[Record, ImageFacts | None]]], root: str, carried_columns: tuple[str, ...]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         for shard in shards:
-            for record, sha256 in shard:
+            for record, facts in shard:
                 try:
-                    row = row_of(record, Path(root), carried_columns, sha256)
+                    row = row_of(record, Path(root), carried_columns, facts)
                 except ImageError as error:
-                    if self.config.on_error == "raise" or sha256 is not None:
+                    if self.config.on_error == "raise" or facts is not None:
                         raise
                     logger.warning(f"left out: {error}")
                     continue

@@ -306,7 +306,7 @@ def _write_shard(
     ) as writer:
         for group in groups:
             rows = [
-                _encoded(row_of(record, root, carried_columns, facts[record.file].sha256), features)
+                _encoded(row_of(record, root, carried_columns, facts[record.file]), features)
                 for record in _ticking(group, bar)
             ]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=len(rows))
