@@ -1,8 +1,10 @@
-"""Cards are outputs: reports and result files in, Markdown out. Pure; nobody types a number into a card."""
+"""Cards are outputs: reports and result files in, Markdown out; nobody types a number into a card."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -10,9 +12,10 @@ import yaml
 
 from imaginet_hub.data.repository import card_configs
 from imaginet_hub.data.sources import SOURCES
+from imaginet_hub.evaluation.report import interval_text
 from imaginet_hub.labels import Origin, Track
 
-__all__ = ["dataset_card", "model_card"]
+__all__ = ["dataset_card", "model_card", "write_model_card"]
 
 _SIMULATED = (
     "**Simulated.** The images come from the made corpus `mini`: photographs, and the same photographs put through "
@@ -35,8 +38,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["cell"] = _cell
-    environment.filters["figure"] = _figure
-    environment.filters["interval"] = _interval
+    environment.filters["interval"] = interval_text
     return environment
 
 
@@ -44,19 +46,6 @@ def _cell(text: object) -> str:
     """Text from data, safe in a Markdown table cell."""
     clean = " ".join(str(text).split())
     return clean.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
-
-
-def _figure(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"
-
-
-def _interval(metric: Mapping[str, float | None] | None) -> str:
-    """`{value, low, high}` as "0.912 [0.880, 0.941]"."""
-    if not metric or metric.get("value") is None:
-        return "n/a"
-    low, high = metric.get("low"), metric.get("high")
-    ends = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{metric['value']:.3f}{ends}"
 
 
 def _yaml(metadata: Mapping[str, Any]) -> str:
@@ -161,3 +150,16 @@ def model_card(
             results=list(results),
         )
     )
+
+
+def write_model_card(folder: Path, results: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Render the README.md of a model folder from the JSON files in it.
+
+    Args:
+        folder: as `imaginet train` and `imaginet train-head` write it.
+        results: see `model_card`.
+    """
+    config, training = (
+        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", "training.json")
+    )
+    (folder / "README.md").write_text(model_card(config, training, results), encoding="utf-8")

@@ -265,6 +265,7 @@ def _train(args: argparse.Namespace) -> int:
     from imaginet_hub.errors import require
 
     require("train", "torch", "torchvision", "transformers", "timm", "accelerate")
+    from imaginet_hub.cards import write_model_card
     from imaginet_hub.data.loading import dataset_record, load_rows
     from imaginet_hub.training.trainer import parse_train_args, train
 
@@ -276,7 +277,7 @@ def _train(args: argparse.Namespace) -> int:
         training_args,
         dataset_record=dataset_record(args.dataset, rows, args.split),
     )
-    _write_model_card(folder)
+    write_model_card(folder)
     print(f"{folder}: stage-1 encoder; next: imaginet train-head {folder} {args.dataset} OUT --track detection")
     return 0
 
@@ -285,6 +286,7 @@ def _train_head(args: argparse.Namespace) -> int:
     from imaginet_hub.errors import require
 
     require("train", "torch", "torchvision", "transformers", "timm", "accelerate")
+    from imaginet_hub.cards import write_model_card
     from imaginet_hub.data.loading import class_names, dataset_record, load_rows
     from imaginet_hub.training.head import parse_head_args, train_head
 
@@ -298,18 +300,9 @@ def _train_head(args: argparse.Namespace) -> int:
         names=class_names(rows, args.track),
         dataset_record=dataset_record(args.dataset, rows, args.split),
     )
-    _write_model_card(folder)
+    write_model_card(folder)
     print(f"{folder}: {args.track} model; next: imaginet evaluate {folder} {args.dataset} --out results.json")
     return 0
-
-
-def _write_model_card(folder: Path, results: Sequence[dict[str, object]] = ()) -> None:
-    from imaginet_hub.cards import model_card
-
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    record = folder / "training.json"
-    training = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
-    (folder / "README.md").write_text(model_card(config, training, results), encoding="utf-8")
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from imaginet_hub.cards import dataset_card, model_card
+from imaginet_hub.cards import dataset_card, write_model_card
 from imaginet_hub.data.builder import BUILD_REPORT
 from imaginet_hub.data.loading import class_names, dataset_record, load_rows
 from imaginet_hub.data.mini import make_mini
 from imaginet_hub.data.repository import build_repository
 from imaginet_hub.errors import DataNotFoundError, ImagiNetError, require
+from imaginet_hub.evaluation.report import interval_text
 from imaginet_hub.labels import Track
 
 __all__ = ["run"]
@@ -62,7 +63,7 @@ def run(out: Path) -> dict[str, Any]:
         rows = load_rows(dataset, Track.DETECTION, "train")
         model_args, training_args = parse_train_args(TRAIN_FLAGS, encoder)
         train(rows, model_args, training_args, dataset_record=dataset_record(dataset, rows, "train"))
-        _write_card(encoder, [])
+        write_model_card(encoder)
     measured: dict[str, Any] = {}
     for track in Track:
         folder = out / track.value
@@ -78,7 +79,7 @@ def run(out: Path) -> dict[str, Any]:
             )
             found = measure(folder, dataset, results / f"{track}.json")
             measured[track.value] = found.to_json(per_image=False)
-            _write_card(folder, [measured[track.value]])
+            write_model_card(folder, [measured[track.value]])
     with _step("Loading both models back with plain transformers, in a process without imaginet_hub"):
         for track in Track:
             _load_back(out / track.value, root)
@@ -100,13 +101,6 @@ def _step(title: str) -> Iterator[None]:
     started = time.monotonic()
     yield
     print(f"   done in {time.monotonic() - started:.0f} s", flush=True)
-
-
-def _write_card(folder: Path, results: list[dict[str, Any]]) -> None:
-    config, training = (
-        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", "training.json")
-    )
-    (folder / "README.md").write_text(model_card(config, training, results), encoding="utf-8")
 
 
 _LOAD_BACK = """
@@ -152,8 +146,8 @@ def _closing(out: Path, measured: dict[str, Any], seconds: float) -> str:
     for track, results in measured.items():
         metrics = results["metrics"]
         lines.append(
-            f"{track:<16}{results['n']:>12,}  {_interval(metrics['balanced_accuracy']):<24}"
-            f"{_interval(metrics['auc']):<24}{results['baselines']['majority']['balanced_accuracy']:.3f}"
+            f"{track:<16}{results['n']:>12,}  {interval_text(metrics['balanced_accuracy']):<24}"
+            f"{interval_text(metrics['auc']):<24}{results['baselines']['majority']['balanced_accuracy']:.3f}"
         )
     lines += [
         "",
@@ -170,12 +164,6 @@ def _closing(out: Path, measured: dict[str, Any], seconds: float) -> str:
         f"  {_command()} predict {_shown(out / 'detection')} PATH... --identify {_shown(out / 'identification')}",
     ]
     return "\n".join(lines)
-
-
-def _interval(metric: dict[str, float | None]) -> str:
-    if metric["value"] is None or metric["low"] is None:
-        return "n/a"
-    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
 
 
 def _command() -> str:

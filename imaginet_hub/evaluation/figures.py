@@ -18,7 +18,7 @@ from PIL import Image
 
 from imaginet_hub.errors import UsageError, require
 from imaginet_hub.evaluation.detection import GENERATOR_COLUMNS
-from imaginet_hub.evaluation.report import Results
+from imaginet_hub.evaluation.report import Results, interval_text
 from imaginet_hub.labels import Origin, Track
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ def identification_figure(results: Results) -> Figure:
     axes.set_ylabel("true family, with its recall")
     majority = results.baselines["majority"]
     axes.set_title(
-        f"balanced accuracy {_interval(results.metrics['balanced_accuracy'])}\n"
-        f"accuracy {_interval(results.metrics['accuracy'])}; always {_short(majority['class'])}: "
+        f"balanced accuracy {interval_text(results.metrics['balanced_accuracy'])}\n"
+        f"accuracy {interval_text(results.metrics['accuracy'])}; always {_short(majority['class'])}: "
         f"{majority['accuracy']:.3f}",
         fontsize="medium",
     )
@@ -165,13 +165,6 @@ def _title(results: Results) -> str:
     return f"{_literal(subject)} ({results.n:,} images{f', {left_out:,} left out' if left_out else ''})"
 
 
-def _interval(metric: dict[str, float | None]) -> str:
-    value, low, high = metric["value"], metric["low"], metric["high"]
-    if value is None:
-        return "undefined"
-    return f"{value:.3f}" + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
-
-
 def _recall(metric: dict[str, float | None]) -> str:
     value, low, high = metric["value"], metric["low"], metric["high"]
     if value is None:
@@ -195,7 +188,7 @@ def _draw_roc(
     threshold: float,
     auc: dict[str, float | None],
 ) -> None:
-    axes.set_title(f"ROC, AUC {_interval(auc)}", fontsize="medium")
+    axes.set_title(f"ROC, AUC {interval_text(auc)}", fontsize="medium")
     axes.set_xlabel("real images called synthetic (FPR)")
     axes.set_ylabel("synthetic images found (TPR)")
     axes.set_ylim(0, 1.02)
@@ -250,7 +243,7 @@ def _draw_groups(axes: Axes, groups: dict[str, dict[str, Any]], column: str, ove
     axes.set_yticks(range(len(ordered)), labels, fontsize="small")
     axes.axvline(0.5, color=_GREY, linestyle=":")
     axes.set_xlim(0, 1)
-    axes.set_title(f"By {column.replace('_', ' ')}; overall {_interval(overall)}", fontsize="medium")
+    axes.set_title(f"By {column.replace('_', ' ')}; overall {interval_text(overall)}", fontsize="medium")
     pale = any(part["n_synthetic"] < _FEW for part in shown.values())
     axes.set_xlabel(f"balanced accuracy (dotted: chance{f'; pale: fewer than {_FEW} images' if pale else ''})")
     axes.set_ylim(-0.6, max(len(ordered), 1) - 0.4)

@@ -44,7 +44,7 @@ from imaginet_hub.evaluation.identification import identification_report
 from imaginet_hub.labels import Origin, Track
 from imaginet_hub.perturbations import fixed_crop, jpeg, webp
 
-__all__ = ["SCHEMA_VERSION", "Predict", "Results", "evaluate_rows"]
+__all__ = ["SCHEMA_VERSION", "Predict", "Results", "evaluate_rows", "interval_text"]
 
 SCHEMA_VERSION = 1
 
@@ -256,6 +256,15 @@ def evaluate_rows(
         per_image=per_image,
         **_plain(report),
     )
+
+
+def interval_text(metric: Mapping[str, float | None] | None) -> str:
+    """`{value, low, high}` as "0.912 [0.880, 0.941]"; without ends where there are none, "n/a" without a value."""
+    if not metric or metric.get("value") is None:
+        return "n/a"
+    low, high = metric.get("low"), metric.get("high")
+    ends = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    return f"{metric['value']:.3f}{ends}"
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import datasets
 from imaginet_hub.data.loading import dataset_record, load_rows, with_names
 from imaginet_hub.errors import UsageError, require
 from imaginet_hub.evaluation.figures import detection_figure, identification_figure, save_figure
-from imaginet_hub.evaluation.report import Results, evaluate_rows
+from imaginet_hub.evaluation.report import Results, evaluate_rows, interval_text
 from imaginet_hub.inference.detector import Detector
 from imaginet_hub.labels import Track
 
@@ -102,7 +102,7 @@ def summary(results: Results) -> str:
     """A results file as a few lines of text: headline metrics with 95 % intervals, then the break-downs."""
     dataset = results.dataset
     lines = [f"{results.track} on {dataset.get('name', '?')}/{dataset.get('split', '?')}: {results.n:,} images"]
-    lines += [f"  {name:<28}{_interval(results.metrics.get(name))}" for name in _HEADLINES]
+    lines += [f"  {name:<28}{interval_text(results.metrics.get(name))}" for name in _HEADLINES]
     majority = results.baselines.get("majority", {})
     if majority:
         lines.append(f"  {'majority baseline accuracy':<28}{majority['accuracy']:.3f}")
@@ -111,13 +111,5 @@ def summary(results: Results) -> str:
         for value, facts in values.items():
             metrics = facts["metrics"]
             metric = next((metrics[m] for m in ("balanced_accuracy", "accuracy") if m in metrics), None)
-            lines.append(f"    {value:<26}{_interval(metric)}  n={facts['n']}")
+            lines.append(f"    {value:<26}{interval_text(metric)}  n={facts['n']}")
     return "\n".join(lines)
-
-
-def _interval(metric: dict[str, float | None] | None) -> str:
-    if not metric or metric.get("value") is None:
-        return "n/a"
-    low, high = metric.get("low"), metric.get("high")
-    ends = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{metric['value']:.3f}{ends}"
