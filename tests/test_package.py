@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import metadata, version
 from pathlib import Path
 
@@ -82,6 +82,9 @@ def test_the_project_speaks_of_itself_only() -> None:
         for file in PROJECT.glob(pattern)
     ]
     assert len(files) > 30
+    of_this_machine = {
+        f"{folder}/" for folder in (PROJECT.parent, Path.home(), tempfile.gettempdir()) if len(str(folder)) > 1
+    }
     for file in files:
         text = file.read_text(encoding="utf-8")
-        assert not re.search(r"/work/|/tmp/|/root/", text), file
+        assert not [place for place in of_this_machine if place in text], file
