@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import json
 import os
 import sys
@@ -28,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             wrong = message.split(": ", 1)[1].split(maxsplit=1)[0].split("=", maxsplit=1)[0]
         near = difflib.get_close_matches(wrong, self._known_words(), n=1) if wrong else []
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near and near[0] != wrong else ""
         self.exit(2, f"{self.prog}: {message}{hint}\nSee {self.prog} --help\n")
 
     def _known_words(self) -> list[str]:
@@ -49,14 +50,16 @@ _RECIPE_FLAGS = """after the names, flags of the recipe and of transformers' Tra
 def _parser() -> _Parser:
     from imaginet_hub import __version__
 
-    parser = _Parser(prog="imaginet", description="Telling synthetic images from real ones, with ImagiNet.")
-    parser.add_argument("--version", action="version", version=f"imaginet_hub {__version__}")
     # Options of every command; SUPPRESS, so that they may stand before or after the command's name.
     common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the whole traceback")
     common.add_argument(
         "--quiet", "-q", action="store_true", default=argparse.SUPPRESS, help="no progress bars, no remarks"
     )
+    parser = _Parser(
+        prog="imaginet", description="Telling synthetic images from real ones, with ImagiNet.", parents=[common]
+    )
+    parser.add_argument("--version", action="version", version=f"imaginet_hub {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
 
     def command(name: str, help_: str, example: str, more: str = "") -> argparse.ArgumentParser:
@@ -188,6 +191,9 @@ def _positive(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; see the module's docstring for the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
     parser = _parser()
     args, more = parser.parse_known_args(argv)
     names = getattr(args, "names", ())
@@ -255,6 +261,8 @@ def _build(args: argparse.Namespace) -> int:
     for split, facts in report["splits"].items():
         labels = ", ".join(f"{count:,} {label}" for label, count in facts["label"].items())
         print(f"  {split}: {facts['images']:,} ({labels})")
+        if "synthetic" not in facts["label"]:
+            print(f"  {split} holds no synthetic image, so the identification config has no such split")
     if report["left_out"]:
         print(f"  left out: {len(report['left_out']):,}, listed in {Path(args.out) / 'build_report.json'}")
     print(f'Load it with: datasets.load_dataset("{args.out}", "detection")')
@@ -344,9 +352,9 @@ def _predict(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
         elif answer.error is not None:
-            print(f"imaginet predict: {answer.error}", file=sys.stderr, flush=True)
+            print(f"imaginet predict: {_one_line(answer.error)}", file=sys.stderr, flush=True)
         else:
-            fields = [answer.path]
+            fields = [_one_line(answer.path)]
             if answer.label is not None:
                 fields += [answer.label, f"{answer.probability:.4f}"]
             if answer.generator is not None:
@@ -355,6 +363,10 @@ def _predict(args: argparse.Namespace) -> int:
     if failed:
         print(f"imaginet predict: {failed} of {len(paths)} files could not be read", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\u00ad" else ascii(c)[1:-1] for c in text)
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -49,6 +49,11 @@ def test_typos(argv: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -
     assert hint in capsys.readouterr().err
 
 
+def test_common_flags_stand_before_or_after(make_root: MakeRoot, tmp_path: Path) -> None:
+    assert status_of(["--quiet", "build", str(make_root()), str(tmp_path / "a")]) == 0
+    assert status_of(["build", str(tmp_path / "root"), str(tmp_path / "b"), "--quiet"]) == 0
+
+
 def test_flags_before_names_are_not_guessed_at(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in (["--max_steps", "3", "data", "out"], ["--split", "train", "--max_steps", "3", "data", "out"]):
         assert status_of(["train", *argv]) == 2

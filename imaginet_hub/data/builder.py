@@ -113,6 +113,8 @@ def open_root(
     if not root.is_dir():
         raise DataNotFoundError(f"expected a folder of images (ROOT) at {root}, found none; check data_dir")
     found = find_annotations(root) if annotations is None else Path(annotations).expanduser()
+    if found is None and any(root.glob("data/*.parquet")):
+        raise DataNotFoundError(f"{root} holds a built dataset, not a ROOT; load it with load_dataset({str(root)!r})")
     if found is None:
         raise DataNotFoundError(
             f"{root} carries no annotations (annotations.csv, annotations.parquet, annotations/test_annotations.txt "

@@ -60,6 +60,8 @@ MAX_PIXELS = 178_956_970
 # pixels into a byte (a flat JPEG reaches about 250).
 _BOMB_PIXELS = 4096 * 4096
 _BOMB_PIXELS_PER_BYTE = 1000
+# Every scan of a progressive JPEG is a pass over the whole picture; encoders write about ten.
+_MAX_JPEG_SCANS = 100
 
 _state_lock = Lock()
 _state_users = 0
@@ -146,6 +148,14 @@ def _opened(data: bytes, name: str) -> Image.Image:
     # Plug-ins raise whatever their parsing of hostile bytes runs into; the boundary is here.
     except Exception as error:
         raise ImageError("unreadable", f"{name}: the image header cannot be read ({_reason(error)})") from error
+    if image.mode in ("I", "F"):  # any range of values: nobody could say which is white
+        raise ImageError("unsupported", f"{name}: expected 8 or 16 bits a sample, found Pillow's mode {image.mode!r}")
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise ImageError(
+            "oversized",
+            f"{name}: expected at most {_MAX_JPEG_SCANS} scans in a JPEG, found {data.count(bytes((255, 218))):,}, "
+            "which would take minutes to decode; re-encode the image if it is genuine",
+        )
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise ImageError(

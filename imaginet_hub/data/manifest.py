@@ -278,7 +278,7 @@ def _read_list(path: Path, split: str | None = None) -> _Listed:
     data = path.read_bytes()
     split = split or _split_of_file_name(path)
     rows = []
-    for number, line in enumerate(_decoded(data, str(path)).split("\n"), start=1):
+    for number, line in enumerate(_decoded(data, str(path)).removeprefix("\ufeff").split("\n"), start=1):
         text = line.removesuffix("\r")
         if text.strip():
             where = _Where(str(path), number)
@@ -295,7 +295,7 @@ def _upstream_record(text: str, where: _Where, split: str) -> Record:
     columns = ("origin", "content_type", "model", "specific_model")
     ids = []
     for column, names, number in zip(columns, LABEL_COLUMNS.values(), numbers, strict=True):
-        if not (number.isascii() and number.isdigit() and int(number) < len(names)):
+        if not (len(number) == 1 and number.isascii() and number.isdigit() and int(number) < len(names)):
             raise where.error(column, f"an integer from 0 to {len(names) - 1}", number)
         ids.append(int(number))
     origin, content, model, specific = ids
@@ -393,6 +393,9 @@ def _check_header(header: list[str], file: str) -> None:
             raise where.error(f"number {position + 1}", "a column name", column)
         if column in header[:position]:
             raise where.error(column, "each column once", column)
+        meant = column.strip().casefold()
+        if meant != column and meant in (*TABLE_COLUMNS, *COMPUTED_COLUMNS):
+            raise where.error(column, f"the column name {meant!r}", column)
 
 
 def _carried(header: Iterable[str]) -> tuple[str, ...]:
@@ -402,6 +405,9 @@ def _carried(header: Iterable[str]) -> tuple[str, ...]:
 def _table_record(row: Mapping[str, str], where: _Where) -> Record:
     path, label = row["path"], row["label"]
     _check_path(path, where)
+    for column in (*LABEL_COLUMNS, "split", "source", "license"):
+        if row.get(column, "") != row.get(column, "").strip():
+            raise where.error(column, "no spaces around the value", row[column])
     if label not in set(Origin):
         raise where.error("label", "real or synthetic", label)
     generators = {}
@@ -409,7 +415,7 @@ def _table_record(row: Mapping[str, str], where: _Where) -> Record:
         name = row.get(column, Origin.REAL if label == Origin.REAL else UNKNOWN)
         if label == Origin.REAL and name not in (Origin.REAL, ""):
             raise where.error(column, "real (or nothing) for a real image", name)
-        if label == Origin.SYNTHETIC and name in (Origin.REAL, ""):
+        if label == Origin.SYNTHETIC and name.casefold() in (Origin.REAL, ""):
             raise where.error(column, f"a name for a synthetic image ({UNKNOWN!r} if nobody knows)", name)
         generators[column] = str(name or Origin.REAL)
     content_type = row.get("content_type", ContentType.UNCATEGORIZED)

@@ -177,8 +177,12 @@ def build_repository(
         DataNotFoundError, AnnotationError: see `open_root`.
     """
     root_path, manifest = open_root(root, annotations)
-    target = Path(out).expanduser().absolute()
-    _check_target(target, root_path, overwrite)
+    target = Path(out).expanduser().resolve()  # through links, so that the data lands on the disk that was meant
+    try:  # now, not after hours of looking at images
+        _restore(target)
+        _check_target(target, root_path, overwrite)
+    except OSError as error:
+        raise BuildError(f"{target} cannot be written ({error}); choose another folder") from error
     if row_group_bytes < 1 or shard_bytes < 1:
         raise UsageError("row_group_bytes and shard_bytes: expected positive numbers of bytes")
     result = scan(root_path, manifest, on_error=on_error, num_proc=num_proc)
@@ -192,12 +196,10 @@ def build_repository(
 
     report["build_id"] = hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()[:16]
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     needed, free = int(report["bytes"] * 1.02), shutil.disk_usage(target.parent).free
     if needed > free:
         raise BuildError(f"{target} needs {needed:,} bytes, {free:,} are free there; free some or choose another disk")
-    staging = target.with_name(f".{target.name}.incomplete")
-    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+    staging = _staging(target)
     try:
         (staging / "data").mkdir(parents=True)
         features = features_of(manifest.vocabulary, manifest.carried_columns)
@@ -218,9 +220,13 @@ def build_repository(
 
 
 def _check_target(target: Path, root: Path, overwrite: bool) -> None:
-    inside = target.resolve()
-    if inside == root.resolve() or inside in root.resolve().parents:
+    if target == root.resolve() or target in root.resolve().parents:
         raise BuildError(f"{target} is ROOT or holds it; choose another folder for the built dataset")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    probe = _staging(target)
+    shutil.rmtree(probe, ignore_errors=True)  # of a run that was killed
+    probe.mkdir()
+    probe.rmdir()
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / BUILD_REPORT).is_file():
@@ -229,13 +235,30 @@ def _check_target(target: Path, root: Path, overwrite: bool) -> None:
         raise BuildError(f"{target} already holds a built dataset; choose another name, or pass --overwrite")
 
 
+def _staging(target: Path) -> Path:
+    return target.with_name(f".{target.name}.incomplete")
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _restore(target: Path) -> None:
+    """Put back a dataset that a killed run had moved aside and not yet replaced."""
+    if not target.exists() and _old(target).is_dir():
+        _old(target).rename(target)
+
+
 def _replace(staging: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    staging.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_old(target), ignore_errors=True)
+    try:
+        if target.exists():
+            target.rename(_old(target))
+        staging.rename(target)
+    except BaseException:  # Ctrl-C between the two as well
+        _restore(target)
+        raise
+    shutil.rmtree(_old(target), ignore_errors=True)
 
 
 def _by_split(result: Scan, splits: Sequence[str]) -> dict[str, list[Sized]]:

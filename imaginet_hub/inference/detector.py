@@ -60,7 +60,6 @@ class Detector:
             MissingExtraError: torch, transformers or timm is not installed.
         """
         require("train", "torch", "transformers", "timm", "torchvision")
-        import torch
         from safetensors import SafetensorError
         from transformers import AutoConfig
 
@@ -86,8 +85,8 @@ class Detector:
                 f"{name} is a stage-1 encoder without a classification head; "
                 "train one with: imaginet train-head ENCODER DATASET OUT --track detection"
             )
-        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-            raise UsageError(f"device {device!r}: this torch sees no CUDA device; use --device cpu")
+        if device is not None:
+            _check_device(device)
         try:
             with _without_bars():
                 network, loaded = selfcon.SelfConResNetForImageClassification.from_pretrained(
@@ -122,6 +121,15 @@ class Detector:
             logits = self.model(pixel_values=inputs["pixel_values"].to(self.model.device)).logits
         probabilities: NDArray[np.float32] = logits.float().softmax(dim=-1).cpu().numpy()
         return probabilities
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device).numpy(force=True)
+    except (RuntimeError, NotImplementedError, ValueError, AssertionError) as error:
+        raise UsageError(f"device {device!r} cannot be used here ({_first_line(error)}); try cpu") from error
 
 
 @contextmanager

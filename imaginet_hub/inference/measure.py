@@ -58,6 +58,10 @@ def measure(
     target = Path(out).expanduser()
     if target.suffix != ".json":
         raise UsageError(f"--out: expected a file name that ends in .json, got {target}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: {target.parent} cannot be made ({error}); choose another folder") from error
     detector = model if isinstance(model, Detector) else Detector.from_pretrained(model, device=device)
     rows = load_rows(dataset, detector.track, split)
     columns = list(dict.fromkeys(("generator", "content_type", *by)))

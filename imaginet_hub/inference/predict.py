@@ -57,7 +57,7 @@ def expand_paths(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
         pattern = os.fspath(name)
         given = Path(pattern).expanduser()
         if given.is_dir():
-            found = sorted(p for p in given.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            found = sorted(p for p in given.rglob("*") if _looks_like_an_image(p))
         elif not given.exists() and glob.has_magic(pattern):
             found = sorted(Path(p) for p in glob.glob(str(given), recursive=True) if Path(p).is_file())  # noqa: PTH207
             found = found or [given]
@@ -65,6 +65,11 @@ def expand_paths(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
             found = [given]
         files.update(dict.fromkeys(found))
     return list(files)
+
+
+def _looks_like_an_image(path: Path) -> bool:
+    # A broken link with an image's name stays, so that it gets its own error.
+    return path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or path.is_symlink())
 
 
 def predict_paths(

@@ -10,6 +10,7 @@ import threading
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
@@ -138,3 +139,25 @@ def test_threads_share_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
         thread.join()
     assert not wrong
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_a_jpeg_of_endless_scans_is_refused_at_once() -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(stream, "JPEG", progressive=True)
+    data = stream.getvalue()
+    assert examine(data, "progressive").format == "JPEG"
+    scan = data[data.rfind(b"\xff\xda") : -2]
+    with pytest.raises(ImageError, match="scans in a JPEG") as caught:
+        examine(data[:-2] + scan * 1500 + b"\xff\xd9", "time bomb")
+    assert caught.value.reason == "oversized"
+
+
+def test_samples_of_any_range_are_refused_and_16_bits_keep_their_upper_byte() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 1e6, np.float32)).save(stream, "TIFF")
+    with pytest.raises(ImageError) as caught:
+        open_image(stream.getvalue())
+    assert caught.value.reason == "unsupported"
+    stream = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 0x80FF, np.uint16)).save(stream, "PNG")
+    assert open_image(stream.getvalue()).getpixel((0, 0)) == (0x80, 0x80, 0x80)

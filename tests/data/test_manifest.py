@@ -92,6 +92,7 @@ class TestUpstream:
             ("./a/b.png,0,0,1,3", "model", "4 for a real image", "'1'"),
             ("./a/b.png,1,0,0,6", "specific_model", "0 or 1 or 2 for model 0", "'6'"),
             ("./a/b.png,1,0", "path", "path,origin,content_type,model,specific_model", "./a/b.png,1,0"),
+            ("./a/b.png,0," + "9" * 5000 + ",4,8", "content_type", "0 to 3", "'999"),
             ("/etc/passwd,0,0,4,8", "path", "inside ROOT", "/etc/passwd"),
             ("./a/../../b.png,0,0,4,8", "path", "inside ROOT", "../../b.png"),
             ("a\\b.png,0,0,4,8", "path", "forward slashes", "a\\\\b.png"),
@@ -113,6 +114,10 @@ class TestUpstream:
         file.write_bytes(b"./ffhq/a.png,0,2,4,8\n./ffhq/\xff.png,0,2,4,8\n")
         with pytest.raises(AnnotationError, match="line 2, column 'path': expected UTF-8"):
             read_annotations(file)
+
+    def test_a_byte_order_mark_is_no_part_of_the_first_path(self, tmp_path: Path) -> None:
+        manifest = read_annotations(listed(tmp_path, "\ufeff./ffhq/a.png,0,2,4,8\n"))
+        assert manifest.records[0].path == "./ffhq/a.png"
 
     def test_a_path_may_hold_commas_and_line_separators(self, tmp_path: Path) -> None:
         path = "./wikiart/a, b\u2028c\u0085.jpg"
@@ -191,6 +196,10 @@ class TestTables:
             ("a.png,real\n", "line 1, column 'path'", "a header"),
             ("path,label,path\na.png,real,b\n", "line 1, column 'path'", "each column once"),
             ('path,label\n"a.png,real\n', "line 2, column 'row'", "well-formed CSV"),
+            ("path,label,split \na.png,real,test\n", "line 1, column 'split '", "the column name 'split'"),
+            ("path,label,Generator\na.png,real,real\n", "line 1, column 'Generator'", "the column name 'generator'"),
+            (HEADER + "a.png,synthetic, faces,GAN,X,train,x,y\n", "line 2, column 'content_type'", "no spaces"),
+            (HEADER + "a.png,synthetic,faces,GAN,Real,train,x,y\n", "line 2, column 'generator'", "a name"),
             ("path,label\n", "", "at least one row"),
             ("", "line 1, column 'path'", "a header"),
         ],

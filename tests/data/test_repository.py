@@ -277,6 +277,42 @@ class TestWhatGoesWrong:
             build(root, tmp_path, overwrite=True)
         assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
+    def test_a_linked_folder_stays_a_link(self, make_root: MakeRoot, tmp_path: Path) -> None:
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "disk")
+        root = make_root()
+        for _ in range(2):
+            build(root, tmp_path / "link", overwrite=True)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "README.md").is_file()
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link", "root"]
+
+    def test_the_old_dataset_survives_a_replacement_that_fails(
+        self, make_root: MakeRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        root, out = make_root(), tmp_path / "out"
+        build(root, out)
+        rename = Path.rename
+
+        def interrupted(self: Path, target: Path) -> Path:
+            if self.name == ".out.incomplete":
+                raise KeyboardInterrupt
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(root, out, overwrite=True, seed=1)
+        assert sum(map(len, datasets.load_dataset(str(out)).values())) == 20
+        monkeypatch.undo()
+        out.rename(tmp_path / ".out.old")  # as a kill between the two renames leaves it
+        assert build(root, out, overwrite=True)["images"] == 20
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "root"]
+
+    def test_an_unusable_place_is_said_before_the_work(self, make_root: MakeRoot, tmp_path: Path) -> None:
+        root = make_root()
+        for out in (root / "annotations.csv" / "out", tmp_path / ("x" * 260)):
+            with pytest.raises(BuildError, match="choose another folder"):
+                build(root, out)
+
     def test_overwrite_replaces_only_when_asked(self, make_root: MakeRoot, tmp_path: Path) -> None:
         build(make_root("a"), tmp_path / "out")
         with pytest.raises(BuildError, match="--overwrite"):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from imaginet_hub.cli import main
 from imaginet_hub.data.images import open_image
 from imaginet_hub.data.loading import load_rows
 from imaginet_hub.errors import DataNotFoundError, ModelError, UsageError
@@ -139,3 +140,15 @@ def test_a_dataset_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(DataNotFoundError, match="no folder here, and the Hub could not be asked"):
         load_rows("someone/data", "detection", "test")
+
+
+def test_devices_and_odd_names(models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for device in ("bogus", "meta", "cuda:7"):
+        with pytest.raises(UsageError, match="cannot be used here"):
+            Detector.from_pretrained(models["detection"], device=device)
+    (tmp_path / "two\nlines.png").write_bytes(image_bytes(1))
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert main(["predict", str(models["detection"]), str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1 and "two\\nlines.png" in captured.out
+    assert "gone.png: expected an image file, found none" in captured.err
