@@ -126,7 +126,7 @@ class Detector:
 def _check_device(device: str) -> None:
     import torch
 
-    try:
+    try:  # a CPU-only torch answers "cuda" with an AssertionError
         torch.zeros(1, device=device).numpy(force=True)
     except (RuntimeError, NotImplementedError, ValueError, AssertionError) as error:
         raise UsageError(f"device {device!r} cannot be used here ({_first_line(error)}); try cpu") from error
