@@ -92,8 +92,16 @@ def _parser() -> _Parser:
         default="raise",
         help="images that are missing or damaged: stop with a list of all of them, or leave them out, on record",
     )
+    build.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="build what is there: missing images are left out and counted, and the card names the published figures "
+        "that are no longer comparable; damaged images still follow --on-error",
+    )
     build.add_argument("--seed", type=int, default=0, help="of the row order (default 0)")
-    build.add_argument("--num-proc", type=_positive, help="threads that check images (default: one per core)")
+    build.add_argument(
+        "--num-proc", type=_positive, help="threads that check images and write files (default: one per core)"
+    )
     build.add_argument("--overwrite", action="store_true", help="replace a dataset that was built there before")
     build.add_argument("--json", action="store_true", help="print build_report.json")
     build.set_defaults(run=_build)
@@ -242,6 +250,7 @@ _INTERRUPTED = {
 
 def _build(args: argparse.Namespace) -> int:
     from imaginet_hub.cards import dataset_card
+    from imaginet_hub.data.partial import MISSING_LIST
     from imaginet_hub.data.repository import build_repository
 
     report = build_repository(
@@ -249,6 +258,7 @@ def _build(args: argparse.Namespace) -> int:
         args.out,
         annotations=args.annotations,
         on_error=args.on_error,
+        allow_partial=args.allow_partial,
         seed=args.seed,
         num_proc=args.num_proc,
         overwrite=args.overwrite,
@@ -265,6 +275,13 @@ def _build(args: argparse.Namespace) -> int:
             print(f"  {split} holds no synthetic image, so the identification config has no such split")
     if report["left_out"]:
         print(f"  left out: {len(report['left_out']):,}, listed in {Path(args.out) / 'build_report.json'}")
+    if "partial" in report:
+        partial, missing = report["partial"], report["partial"]["absent"] - len(report["left_out"])
+        if missing:
+            print(f"  missing: {missing:,} of {partial['annotated']:,}, listed in {Path(args.out) / MISSING_LIST}")
+        if partial["not_comparable"]:
+            rows = len(partial["not_comparable"])
+            print(f"  {rows:,} published rows are not comparable with this build, see {Path(args.out) / 'README.md'}")
     print(f'Load it with: datasets.load_dataset("{args.out}", "detection")')
     return 0
 

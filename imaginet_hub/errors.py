@@ -12,6 +12,7 @@ __all__ = [
     "AnnotationError",
     "BuildError",
     "DataNotFoundError",
+    "FetchError",
     "ImageError",
     "ImagiNetError",
     "MissingExtraError",
@@ -55,6 +56,30 @@ class ImageError(ImagiNetError, ValueError):
 
 class BuildError(ImagiNetError):
     """A dataset build found images that it may not take in, or cannot write where it was told to."""
+
+
+class FetchError(ImagiNetError):
+    """A file could not be fetched, or what came is not what it should be.
+
+    The message names source, address (without secrets), what was expected, what was got and what to do.
+
+    Attributes:
+        reason: a short word: network | status | missing | access | quota | range | changed | corrupt |
+            format | disk | offline | busy | not_yet | incomplete.
+        source: the key of the source.
+    """
+
+    def __init__(self, reason: str, source: str, address: str, expected: str, got: str, remedy: str) -> None:
+        super().__init__(reason, source, address, expected, got, remedy)
+        self.reason = reason
+        self.source = source
+        self.address = address
+        self.expected = expected
+        self.got = got
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.address}: expected {self.expected}, got {self.got}; {self.remedy}"
 
 
 class ModelError(ImagiNetError, ValueError):

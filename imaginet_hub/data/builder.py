@@ -19,7 +19,8 @@ import datasets
 from imaginet_hub.data import mini
 from imaginet_hub.data.images import ImageFacts, read_bytes
 from imaginet_hub.data.manifest import Manifest, Record, find_annotations, read_annotations
-from imaginet_hub.data.scan import ON_ERROR, examine_file, fingerprint, scan
+from imaginet_hub.data.partial import partial_report, write_missing
+from imaginet_hub.data.scan import ON_ERROR, Scan, examine_file, fingerprint, is_missing, scan
 from imaginet_hub.data.sources import MINI_SOURCE
 from imaginet_hub.errors import BuildError, DataNotFoundError, ImageError, UsageError
 from imaginet_hub.labels import Origin, Track, Vocabulary
@@ -137,11 +138,13 @@ class ImagiNetConfig(datasets.BuilderConfig):
             what ROOT carries with it.
         on_error: "raise" (default; after a look at every image, listing all that cannot go in) or "skip" (they are
             left out and recorded). When streaming, images are looked at as they come.
+        allow_partial: images that are not there are left out and counted; damaged ones still follow `on_error`.
     """
 
     version: datasets.Version | str | None = _VERSION
     annotations: str | None = None
     on_error: str = "raise"
+    allow_partial: bool = False
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
         """The cache folder's name: it follows the content of the annotations and the state of every image."""
@@ -224,10 +227,22 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
                 raise BuildError(f"{root}: the annotations list no synthetic image; the identification track has none")
         facts: Mapping[str, ImageFacts] = {}
         if not dl_manager.is_streaming:
-            result = scan(root, replace(manifest, records=wanted), on_error=self.config.on_error)
+            result = scan(
+                root,
+                replace(manifest, records=wanted),
+                on_error=self.config.on_error,
+                allow_partial=self.config.allow_partial,
+            )
+            _report_left_out(Path(self._output_dir), result, partial_report(wanted, result.kept))
             wanted = result.kept
             facts = result.facts
-            _report_left_out(Path(self._output_dir), result.left_out_json())
+        elif self.config.allow_partial:
+            present = tuple(record for record in wanted if not is_missing(root / record.file))
+            if not present:
+                raise BuildError(f"none of the {len(wanted):,} images is under {root}; fetch some, or check data_dir")
+            if len(present) < len(wanted):
+                logger.warning(f"{len(wanted) - len(present):,} of {len(wanted):,} images are missing and left out")
+            wanted = present
         generators = []
         for split in manifest.splits:
             records = [(record, facts.get(record.file)) for record in wanted if record.split == split]
@@ -254,11 +269,14 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
                 yield record.file, row
 
 
-def _report_left_out(folder: Path, left_out: list[dict[str, Any]]) -> None:
-    if left_out:
-        logger.warning(
-            f"left out {len(left_out):,} images that are missing or damaged; see {BUILD_REPORT} beside the data:\n"
-            + "\n".join(f"  {item['message']}" for item in left_out[:10])
-        )
-        if folder.is_dir():
-            (folder / BUILD_REPORT).write_text(json.dumps({"left_out": left_out}, indent=2) + "\n", encoding="utf-8")
+def _report_left_out(folder: Path, result: Scan, partial: dict[str, Any] | None) -> None:
+    if partial is None:
+        return
+    logger.warning(
+        f"left out {partial['absent']:,} images that are missing or damaged; see {BUILD_REPORT} beside the data:\n"
+        + "\n".join(f"  {item.message}" for item in result.left_out[:10])
+    )
+    if folder.is_dir():
+        report = {"left_out": result.left_out_json(), "partial": partial}
+        (folder / BUILD_REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_missing(folder, result.missing)

@@ -11,7 +11,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,12 +191,13 @@ def _describe(data: bytes) -> str:
     return f"bytes that start with {data[:8].hex(' ')}"
 
 
-def examine(data: bytes, name: str) -> ImageFacts:
+def examine(data: bytes, name: str, look: Callable[[Image.Image], None] | None = None) -> ImageFacts:
     """Decode the first frame completely and say what the bytes are.
 
     Args:
         data: the bytes of an image file.
         name: what to call it in errors.
+        look: is shown the decoded image, so that nobody has to decode it again.
 
     Raises:
         ImageError: unreadable, truncated or oversized.
@@ -204,6 +205,8 @@ def examine(data: bytes, name: str) -> ImageFacts:
     with _strict_decoder():
         image = _opened(data, name)
         _decode(image, name)
+        if look is not None:
+            look(image)
         return ImageFacts(
             sha256=hashlib.sha256(data).hexdigest(),
             width=image.width,

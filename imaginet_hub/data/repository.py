@@ -12,10 +12,12 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 import pyarrow as pa
@@ -23,8 +25,8 @@ import pyarrow.parquet as pq
 from datasets.utils import tqdm
 
 from imaginet_hub.data.builder import BUILD_REPORT, features_of, open_root, row_of
-from imaginet_hub.data.images import ImageFacts
 from imaginet_hub.data.manifest import Record
+from imaginet_hub.data.partial import partial_report, write_missing
 from imaginet_hub.data.scan import Scan, content_fingerprint, scan
 from imaginet_hub.data.sources import corpus_of
 from imaginet_hub.errors import BuildError, UsageError
@@ -34,6 +36,8 @@ __all__ = ["ROW_GROUP_BYTES", "SHARD_BYTES", "build_repository", "card_configs",
 
 ROW_GROUP_BYTES = 25_000_000
 SHARD_BYTES = 500_000_000
+#: Unless the user asks for more: a thread more is a row group more in memory, and no disk keeps up with many.
+_MOST_WRITERS = 8
 _CARD = "README.md"
 _REPORT_SCHEMA = 1
 
@@ -146,6 +150,7 @@ def build_repository(
     *,
     annotations: str | os.PathLike[str] | None = None,
     on_error: str = "raise",
+    allow_partial: bool = False,
     seed: int = 0,
     num_proc: int | None = None,
     overwrite: bool = False,
@@ -156,21 +161,29 @@ def build_repository(
     """Write a hub-ready dataset repository: `data/*.parquet`, `README.md`, `build_report.json`.
 
     The folder appears under its name only when it is complete; whatever goes wrong before leaves nothing there.
+    With `allow_partial` and images missing there is also `missing.txt`, their paths, one a line.
 
     Args:
         root: the folder that the annotations' paths are relative to.
         out: the repository to write.
         annotations: see `builder.open_root`.
         on_error: "raise" or "skip", see `scan.scan`.
+        allow_partial: build what is there of a ROOT that is not complete, see `scan.scan`.
         seed: of the row order.
-        num_proc: threads that look at the images.
+        num_proc: threads that look at the images, and then threads that read and write row groups (about as many
+            row groups are in memory). Default: one per core, for writing at most 8. The files are the same whatever
+            the number.
         overwrite: replace `out` if it is a repository that this function wrote.
         row_group_bytes: least bytes of a row group (a label's rest aside).
         shard_bytes: most bytes of a Parquet file (a larger row group aside).
         render_card: makes README.md from the report.
 
     Returns:
-        The report, as in `build_report.json`.
+        The report, as in `build_report.json`. Of images that are not in the build, `left_out` lists each that is
+        damaged (or missing, with on_error="skip") with its reason; those that `allow_partial` let pass may be most
+        of a corpus, so they are in `missing.txt` and only counted here. `partial` is there if any image is not in
+        the build for whatever reason: the counts, and the published rows that are no longer comparable, see
+        `partial.partial_report`.
 
     Raises:
         BuildError: images that cannot go in, an `out` that may not be replaced, or too little disk.
@@ -185,12 +198,15 @@ def build_repository(
         raise BuildError(f"{target} cannot be written ({error}); choose another folder") from error
     if row_group_bytes < 1 or shard_bytes < 1:
         raise UsageError("row_group_bytes and shard_bytes: expected positive numbers of bytes")
-    result = scan(root_path, manifest, on_error=on_error, num_proc=num_proc)
+    result = scan(root_path, manifest, on_error=on_error, allow_partial=allow_partial, num_proc=num_proc)
     plans = {
         split: plan_split(rows, seed=seed, row_group_bytes=row_group_bytes, shard_bytes=shard_bytes)
         for split, rows in _by_split(result, manifest.splits).items()
     }
     report = _report(result, plans, manifest.lists, manifest.repeated_rows, seed)
+    partial = partial_report(manifest.records, result.kept)
+    if partial is not None:
+        report["partial"] = partial
     report["class_names"] = {column: list(manifest.vocabulary.names(column)) for column in LABEL_COLUMNS}
     report["carried_columns"] = list(manifest.carried_columns)
 
@@ -203,13 +219,23 @@ def build_repository(
     try:
         (staging / "data").mkdir(parents=True)
         features = features_of(manifest.vocabulary, manifest.carried_columns)
+        shards = {
+            staging / "data" / f"{split}-{number:05d}-of-{len(plan):05d}.parquet": groups
+            for split, plan in plans.items()
+            for number, groups in enumerate(plan)
+        }
+
+        def rows_of(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+            for record in records:
+                row = row_of(record, root_path, manifest.carried_columns, result.facts[record.file])
+                yield _encoded(row, features)
+
         with tqdm(total=len(result.kept), desc="Writing Parquet", unit="img") as bar:
-            for split, shards in plans.items():
-                for number, groups in enumerate(shards):
-                    file = staging / "data" / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
-                    _write_shard(file, groups, features, root_path, manifest.carried_columns, result.facts, bar)
+            threads = num_proc or min(_MOST_WRITERS, os.cpu_count() or 1)
+            _write_shards(shards, rows_of, features.arrow_schema, threads, bar)
         report["parquet_bytes"] = sum(file.stat().st_size for file in (staging / "data").iterdir())
         (staging / BUILD_REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_missing(staging, result.missing)
         (staging / _CARD).write_text(render_card(report), encoding="utf-8")
         _replace(staging, target)
     except OSError as error:
@@ -306,16 +332,72 @@ def _report(
     }
 
 
-def _write_shard(
-    file: Path,
-    groups: Sequence[Sequence[Record]],
-    features: Any,
-    root: Path,
-    carried_columns: tuple[str, ...],
-    facts: Mapping[str, ImageFacts],
+def _write_shards(
+    shards: Mapping[Path, Sequence[Sequence[Record]]],
+    rows_of: Callable[[Sequence[Record]], Iterable[dict[str, Any]]],
+    schema: pa.Schema,
+    threads: int,
     bar: Any,
 ) -> None:
-    schema = features.arrow_schema
+    """Write Parquet files, with more than one thread two at each file: one reads a row group, one writes the last.
+
+    Args:
+        shards: file -> its row groups.
+        rows_of: reads the rows of a row group, in its order.
+        schema: of the files.
+        threads: about as many row groups are in memory.
+        bar: told of every row.
+
+    Raises:
+        Exception: the first that a thread met; no thread is left when it is raised.
+    """
+    stop, lock = Event(), Lock()
+
+    def load(group: Sequence[Record]) -> pa.Table:
+        rows = []
+        for row in rows_of(group):
+            if stop.is_set():
+                raise CancelledError
+            rows.append(row)
+            with lock:
+                bar.update(1)
+        return pa.Table.from_pylist(rows, schema=schema)
+
+    if threads == 1:
+        for file, groups in shards.items():
+            _write_shard(file, map(load, groups), schema)
+        return
+    at_once = min(len(shards), -(-threads // 2))
+    with ThreadPoolExecutor(at_once) as readers, ThreadPoolExecutor(at_once) as writers:
+
+        def write(file: Path, groups: Sequence[Sequence[Record]]) -> None:
+            _write_shard(file, _one_ahead(readers, load, groups), schema)
+
+        try:
+            futures = [writers.submit(write, file, groups) for file, groups in shards.items()]
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:  # Ctrl-C as well: what is in flight ends with the image it is at
+            stop.set()
+            writers.shutdown(cancel_futures=True)
+    errors = (future.exception() for future in futures if not future.cancelled())
+    for error in errors:
+        if error is not None and not isinstance(error, CancelledError):
+            raise error
+
+
+def _one_ahead(
+    pool: ThreadPoolExecutor, load: Callable[[Sequence[Record]], pa.Table], groups: Sequence[Sequence[Record]]
+) -> Iterator[pa.Table]:
+    """The table of each group; while the caller is at one, the pool is at the next."""
+    following = pool.submit(load, groups[0])
+    for group in groups[1:]:
+        table = following.result()
+        following = pool.submit(load, group)
+        yield table
+    yield following.result()
+
+
+def _write_shard(file: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     small = [name for name in schema.names if name != "image"]
     with pq.ParquetWriter(
         file,
@@ -327,18 +409,8 @@ def _write_shard(
         # Byte ranges cut by content: an edited dataset re-uploads only what changed.
         use_content_defined_chunking=True,
     ) as writer:
-        for group in groups:
-            rows = [
-                _encoded(row_of(record, root, carried_columns, facts[record.file]), features)
-                for record in _ticking(group, bar)
-            ]
-            writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=len(rows))
-
-
-def _ticking(records: Sequence[Record], bar: Any) -> Iterator[Record]:
-    for record in records:
-        yield record
-        bar.update(1)
+        for table in tables:
+            writer.write_table(table, row_group_size=table.num_rows)
 
 
 def _encoded(row: dict[str, Any], features: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from imaginet_hub.data.manifest import Manifest, Record
 from imaginet_hub.data.sources import KNOWN_CORRUPT
 from imaginet_hub.errors import BuildError, DataNotFoundError, ImageError, UsageError
 
-__all__ = ["ON_ERROR", "LeftOut", "Scan", "content_fingerprint", "examine_file", "fingerprint", "scan"]
+__all__ = ["ON_ERROR", "LeftOut", "Scan", "content_fingerprint", "examine_file", "fingerprint", "is_missing", "scan"]
 
 ON_ERROR = ("raise", "skip")
 _SHOWN = 200
@@ -33,7 +34,8 @@ class LeftOut:
         split: where it would have gone.
         reason: missing | unreadable | truncated | oversized | checksum.
         message: what was expected and what was found.
-        policy: "on_error" when the user chose to skip, "known_corrupt" for files damaged in every known copy.
+        policy: "on_error" when the user chose to skip, "known_corrupt" for files damaged in every known copy,
+            "allow_partial" for files that are not there in a ROOT that need not be complete.
     """
 
     path: str
@@ -58,8 +60,13 @@ class Scan:
     left_out: tuple[LeftOut, ...]
 
     def left_out_json(self) -> list[dict[str, Any]]:
-        """The left-out images as JSON objects."""
-        return [asdict(item) for item in self.left_out]
+        """The left-out images as JSON objects, but for those of a partial ROOT, which `missing` lists."""
+        return [asdict(item) for item in self.left_out if item.policy != "allow_partial"]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Paths of the images that a partial ROOT does not have, as written in the annotations."""
+        return tuple(item.path for item in self.left_out if item.policy == "allow_partial")
 
 
 def examine_file(root: Path, record: Record) -> tuple[bytes, ImageFacts]:
@@ -81,7 +88,9 @@ def scan(
     manifest: Manifest,
     *,
     on_error: str = "raise",
+    allow_partial: bool = False,
     num_proc: int | None = None,
+    known: Mapping[str, ImageFacts] | None = None,
 ) -> Scan:
     """Read, hash and completely decode every image of a manifest.
 
@@ -90,11 +99,14 @@ def scan(
         manifest: what should be there.
         on_error: "raise" (after all have been looked at) or "skip". Files of `sources.KNOWN_CORRUPT` are left out
             under either when they turn out damaged or missing.
+        allow_partial: leave out files that are not there under either.
         num_proc: threads; decoding releases the interpreter lock. Default: one per core.
+        known: by `Record.file`, what an earlier complete look found at files that the caller vouches for. While a
+            file has the size it had then, it is not opened; readers compare its checksum (see `builder.row_of`).
 
     Raises:
-        BuildError: with on_error="raise", listing every offender (also in its `offenders` attribute); under either
-            when nothing is left.
+        BuildError: with on_error="raise", listing every offender (also in its `offenders` attribute); under any
+            setting when nothing is left.
         DataNotFoundError: `root` is not a folder.
     """
     root = Path(root)
@@ -104,10 +116,17 @@ def scan(
         raise DataNotFoundError(f"expected a folder of images at {root}, found none")
 
     def look(record: Record) -> ImageFacts | LeftOut:
+        facts = (known or {}).get(record.file)
+        if facts is not None and record.sha256 in (None, facts.sha256) and _has_size(root / record.file, facts.size):
+            return facts
         try:
             return examine_file(root, record)[1]
         except ImageError as error:
-            policy = "known_corrupt" if record.file in KNOWN_CORRUPT else "on_error"
+            policy = "on_error"
+            if record.file in KNOWN_CORRUPT:
+                policy = "known_corrupt"
+            elif allow_partial and error.reason == "missing":
+                policy = "allow_partial"
             return LeftOut(record.path, record.split, error.reason, error.message, policy)
 
     workers = max(1, num_proc or os.cpu_count() or 1)
@@ -130,11 +149,33 @@ def scan(
     if offenders and on_error == "raise":
         raise offenders_error(root, offenders, len(manifest.records))
     if not kept:
-        raise offenders_error(root, left_out, len(manifest.records))
+        raise offenders_error(
+            root, left_out, len(manifest.records), remedy="Nothing would be left; repair or fetch some"
+        )
     return Scan(tuple(kept), facts, tuple(left_out))
 
 
-def offenders_error(root: Path, offenders: Sequence[LeftOut], total: int) -> BuildError:
+def _has_size(path: Path, size: int) -> bool:
+    """Whether there is a regular file of that many bytes."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size
+
+
+def is_missing(path: Path) -> bool:
+    """Whether there is nothing at a path; something that cannot be read is not missing."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+def offenders_error(root: Path, offenders: Sequence[LeftOut], total: int, remedy: str | None = None) -> BuildError:
     """One error that lists all images that cannot go in."""
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in Counter(o.reason for o in offenders).most_common())
     lines = [f"  {item.message}" for item in offenders[:_SHOWN]]
@@ -142,10 +183,14 @@ def offenders_error(root: Path, offenders: Sequence[LeftOut], total: int) -> Bui
         tops = Counter(Path(o.path).parts[0] for o in offenders)
         folders = ", ".join(f"{n:,} in {top}" for top, n in tops.most_common())
         lines.append(f"  ... and {len(offenders) - _SHOWN:,} more ({folders})")
+    if remedy is None:
+        remedy = "Repair or fetch them, or leave them out and on record with on_error='skip' (--on-error skip)"
+        if any(o.reason == "missing" for o in offenders):
+            remedy += "; with allow_partial=True (--allow-partial) what is there is built and the missing ones counted"
     error = BuildError(
         f"{len(offenders):,} of {total:,} images under {root} cannot go in ({reasons}):\n"
         + "\n".join(lines)
-        + "\nRepair or fetch them, or leave them out and on record with on_error='skip' (--on-error skip)."
+        + f"\n{remedy}."
     )
     error.offenders = tuple(offenders)  # type: ignore[attr-defined]
     return error

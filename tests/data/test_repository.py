@@ -9,10 +9,12 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import datasets
 import pyarrow.parquet as pq
@@ -116,6 +118,81 @@ def test_two_builds_are_the_same_files(make_root: MakeRoot, tmp_path: Path) -> N
     for file in (tmp_path / "a").rglob("*"):
         if file.is_file():
             assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
+
+
+class TestThreads:
+    """Many small shards and row groups, so that there is something to get wrong."""
+
+    SMALL: ClassVar[dict[str, Any]] = {"row_group_bytes": 10_000, "shard_bytes": 40_000}
+
+    def test_any_number_writes_the_same_files(self, make_root: MakeRoot, tmp_path: Path) -> None:
+        root = make_root(real=60, synthetic=40)
+        build(root, tmp_path / "1", num_proc=1, **self.SMALL)
+        one = {file.name: file.read_bytes() for file in (tmp_path / "1").rglob("*") if file.is_file()}
+        assert len(one) > 6
+        assert pq.ParquetFile(next((tmp_path / "1" / "data").glob("train-00000*"))).num_row_groups > 2
+        for threads in (2, 3, 8):
+            out = tmp_path / str(threads)
+            build(root, out, num_proc=threads, **self.SMALL)
+            assert {file.name: file.read_bytes() for file in out.rglob("*") if file.is_file()} == one
+
+    @pytest.mark.parametrize("threads", [1, 2, 4])
+    def test_row_groups_in_memory(
+        self, make_root: MakeRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+    ) -> None:
+        from imaginet_hub.data import repository
+
+        root = make_root(real=60, synthetic=40)
+        lock, held, most = threading.Lock(), 0, 0
+        load, write = repository.pa.Table.from_pylist, pq.ParquetWriter.write_table
+
+        def loaded(rows: list[Any], schema: Any) -> Any:
+            nonlocal held, most
+            with lock:
+                held += 1
+                most = max(most, held)
+            return load(rows, schema=schema)
+
+        def written(self: Any, table: Any, **options: Any) -> None:
+            nonlocal held
+            time.sleep(0.005)  # readers could run far ahead
+            write(self, table, **options)
+            with lock:
+                held -= 1
+
+        monkeypatch.setattr(repository.pa, "Table", SimpleNamespace(from_pylist=loaded))
+        monkeypatch.setattr(pq.ParquetWriter, "write_table", written)
+        build(root, tmp_path / "out", num_proc=threads, **self.SMALL)
+        assert held == 0 and (most == 1 if threads == 1 else 2 <= most <= threads)
+
+    @pytest.mark.parametrize("threads", [1, 2, 6])
+    def test_what_one_thread_meets_stops_all(
+        self, make_root: MakeRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+    ) -> None:
+        from imaginet_hub.data import repository
+
+        root = make_root(real=60, synthetic=40)
+        before, read, seen = threading.active_count(), repository.row_of, 0
+
+        def fails(record: Record, *args: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            if record.path == table_rows(60, 40)[1]["path"]:
+                raise OSError(28, "No space left on device")
+            time.sleep(0.002)
+            return read(record, *args)
+
+        monkeypatch.setattr(repository, "row_of", fails)
+        with pytest.raises(BuildError, match="No space left on device"):
+            build(root, tmp_path / "out", num_proc=threads, **self.SMALL)
+        assert threading.active_count() == before
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["root"]
+        assert seen < 100  # the others did not go on to their end
+
+    def test_more_threads_than_row_groups(self, make_root: MakeRoot, tmp_path: Path) -> None:
+        root = make_root(real=2, synthetic=0)
+        build(root, tmp_path / "out", num_proc=5)
+        assert sum(map(len, datasets.load_dataset(str(tmp_path / "out")).values())) == 2
 
 
 def test_card_metadata_validates(make_root: MakeRoot, tmp_path: Path) -> None:

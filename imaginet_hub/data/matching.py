@@ -1,0 +1,154 @@
+"""Which file of somebody's archive or folder is which image of the lists. Pure: names in, matches out.
+
+Archives and folders put the same images under other folders than upstream does (`dataset/` for `photozilla/dataset/`,
+`images1024x1024/00000/` for `ffhq/`), and some spell names in other encodings. A match is by the last parts of the
+path: at least as many as identify an image within its source, and the longest agreement wins. A target path is never
+built from a name that was found, so no name can lead outside ROOT.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Generic, TypeVar
+
+from imaginet_hub.data.sources import Source
+
+__all__ = ["Finder", "imagenet_basename", "spellings"]
+
+Handle = TypeVar("Handle")
+
+#: Hugging Face's copy of ImageNet appends the class to each name.
+_HF_IMAGENET = re.compile(r"(?P<basename>.+?)_(?P<wnid>n\d{8})\.JPEG", re.IGNORECASE)
+_IMAGENET = re.compile(r"(ILSVRC2012_(val|test)_\d{8}|n\d{8}_\d+)\.JPEG", re.IGNORECASE)
+
+
+def imagenet_basename(path: str) -> str | None:
+    """The name that ImageNet itself gives an image, or None if `path` is in neither known convention.
+
+    >>> imagenet_basename("imagenet/train/n01440764_10026_n01440764.JPEG")
+    'n01440764_10026.JPEG'
+    """
+    name = PurePosixPath(path).name
+    suffixed = _HF_IMAGENET.fullmatch(name)
+    if suffixed:
+        name = f"{suffixed['basename']}.JPEG"
+    return name if _IMAGENET.fullmatch(name) else None
+
+
+def spellings(name: str | bytes) -> list[str]:
+    """How a stored name may be meant, likeliest first: normalised to NFC, forward slashes.
+
+    Args:
+        name: text, or the bytes of a ZIP entry that does not say it is UTF-8. By the book those are cp437; Info-ZIP on
+            Linux writes the system's bytes, mostly UTF-8; some tools write Latin-1.
+    """
+    if isinstance(name, str):
+        texts = [name]
+    elif name.isascii():
+        texts = [name.decode("ascii")]
+    else:
+        texts = []
+        for encoding in ("utf-8", "cp437", "latin-1"):
+            try:
+                texts.append(name.decode(encoding))
+            except UnicodeDecodeError:
+                continue
+    return list(dict.fromkeys(unicodedata.normalize("NFC", text).replace("\\", "/") for text in texts))
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(part for part in name.split("/") if part not in ("", "."))
+
+
+def _skeleton(parts: tuple[str, ...]) -> str:
+    """What every misspelling of a name keeps: its ASCII characters, in lower case."""
+    return "/".join("".join(c for c in unicodedata.normalize("NFC", p) if c.isascii()).lower() for p in parts)
+
+
+@dataclass
+class _Best(Generic[Handle]):
+    agreement: int
+    name: str
+    handle: Handle
+    rival: str | None = None
+
+
+class Finder(Generic[Handle]):
+    """Collects, for wanted paths of one source, the best match among the names that it is offered.
+
+    Args:
+        source: says how many parts identify an image.
+        wanted: paths in upstream's layout (`Record.file`).
+        aliases: other paths under which images may be found (FFHQ's own numbering).
+    """
+
+    def __init__(self, source: Source, wanted: Iterable[str], aliases: Mapping[str, str] | None = None) -> None:
+        self._source = source
+        self._aimed: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+        self._skeletons: dict[str, set[str]] = {}
+        self._best: dict[str, _Best[Handle]] = {}
+        self._weak: dict[str, list[tuple[str, Handle]]] = {}
+        for path in wanted:
+            for target in (path, (aliases or {}).get(path)):
+                if target is not None:
+                    parts = _parts(unicodedata.normalize("NFC", target))
+                    self._aimed.setdefault(self._basename(parts), []).append((path, parts))
+                    if not target.isascii():
+                        self._skeletons.setdefault(_skeleton(parts[-source.tail :]), set()).add(path)
+
+    def _basename(self, parts: tuple[str, ...]) -> str:
+        if self._source.key == "imagenet":
+            return imagenet_basename(parts[-1]) or parts[-1]
+        return parts[-1]
+
+    def offer(self, name: str | bytes, handle: Handle) -> list[str]:
+        """Consider one stored file.
+
+        Returns:
+            The wanted paths that it matches (whether or not it is the best match).
+        """
+        found: list[str] = []
+        for spelling in spellings(name):
+            parts = _parts(spelling)
+            if parts:
+                aimed = self._aimed.get(self._basename(parts), ())
+                found += [path for path, aim in aimed if self._consider(path, aim, parts, spelling, handle)]
+        if not found and self._skeletons and not name.isascii():
+            parts = _parts(spellings(name)[0])
+            for path in self._skeletons.get(_skeleton(parts[-self._source.tail :]), ()):
+                self._weak.setdefault(path, []).append((spellings(name)[0], handle))
+        return found
+
+    def _consider(self, path: str, aim: tuple[str, ...], parts: tuple[str, ...], name: str, handle: Handle) -> bool:
+        agreement = 1  # the last parts agree already, perhaps up to ImageNet's suffix
+        while agreement < min(len(aim), len(parts)) and aim[-agreement - 1] == parts[-agreement - 1]:
+            agreement += 1
+        if agreement < min(self._source.tail, len(aim)):
+            return False
+        # progan_train/cat/0_real/00001.png is not progan_val/cat/0_real/00001.png, however much of them agrees.
+        above = set(parts[:-agreement]) & set(self._source.folders)
+        if agreement < len(aim) and above and aim[0] in self._source.folders and aim[0] not in above:
+            return False
+        best = self._best.get(path)
+        if best is None or agreement > best.agreement:
+            self._best[path] = _Best(agreement, name, handle)
+        elif agreement == best.agreement and handle != best.handle:
+            best.rival = best.rival or name
+        return True
+
+    def found(self) -> dict[str, Handle]:
+        """The unambiguous matches, by wanted path."""
+        sure = {path: best.handle for path, best in self._best.items() if best.rival is None}
+        for path, offers in self._weak.items():
+            same_name = {p for p, others in self._weak.items() if others[0] == offers[0]}
+            if path not in self._best and len({name for name, _ in offers}) == 1 and len(same_name) == 1:
+                sure[path] = offers[0][1]
+        return sure
+
+    def ambiguous(self) -> dict[str, tuple[str, str]]:
+        """Wanted paths for which two different files agree equally well, and the two names."""
+        return {path: (best.name, best.rival) for path, best in self._best.items() if best.rival is not None}

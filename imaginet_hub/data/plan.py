@@ -1,0 +1,307 @@
+"""What a fetch would do: a pure function of the annotations, of what is on disk, and of the options."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from imaginet_hub.data.ledger import Entry
+from imaginet_hub.data.manifest import Record
+from imaginet_hub.data.matching import imagenet_basename
+from imaginet_hub.data.sources import SOURCES, UNKNOWN_MEAN_BYTES, Route, Source, source_named, source_of
+from imaginet_hub.errors import UsageError
+
+__all__ = ["OWN", "Blocked", "OnDisk", "Options", "Part", "Plan", "human_bytes", "make_plan"]
+
+#: The route of files that the user has.
+OWN = "own"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for, and what this machine can do.
+
+    Attributes:
+        only: keys of the sources to fetch; empty: all.
+        limit: the first so many missing files of each source, in the order of the lists.
+        own: folders and archives that the user has, by source.
+        routes: the one route to use, by source.
+        credentials: accounts that this machine knows: hf, kaggle.
+        offline: no network.
+    """
+
+    only: tuple[str, ...] = ()
+    limit: int | None = None
+    own: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    routes: Mapping[str, str] = field(default_factory=dict)
+    credentials: frozenset[str] = frozenset()
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        for key in (*self.only, *self.own, *self.routes):
+            if source_named(key) is None:
+                raise UsageError(f"unknown source {key!r}{_meant(key, (s.key for s in SOURCES))}")
+        for key, name in self.routes.items():
+            names = [OWN, *(route.name for route in _routes(key))]
+            if name not in names:
+                raise UsageError(f"{key}: unknown route {name!r}{_meant(name, names)}")
+            if name == OWN and key not in self.own:
+                raise UsageError(f"{key}: the route {OWN} needs --from {key}=PATH")
+        if self.limit is not None and self.limit < 0:
+            raise UsageError(f"limit: expected a number of files, got {self.limit}")
+
+
+def _routes(key: str) -> tuple[Route, ...]:
+    source = source_named(key)
+    return source.routes if source else ()
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """What is there.
+
+    Attributes:
+        files: (size, modification time in ns) by path below ROOT, of the listed files that exist.
+        ledger: verified files, by path.
+        free: bytes free on ROOT's disk, if known.
+    """
+
+    files: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    ledger: Mapping[str, Entry] = field(default_factory=dict)
+    free: int | None = None
+
+    def verified(self, path: str) -> bool:
+        """Whether the file is as it was when the ledger took it in."""
+        entry = self.ledger.get(path)
+        return entry is not None and self.files.get(path) == (entry.bytes, entry.mtime_ns)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Files of one source to be had.
+
+    Attributes:
+        source: its key.
+        records: in the order of the lists.
+        own: the user's folders and archives, tried first.
+        routes: tried after them, in this order.
+        bytes: estimate of what they take on disk.
+    """
+
+    source: str
+    records: tuple[Record, ...]
+    own: tuple[Path, ...]
+    routes: tuple[Route, ...]
+    bytes: int
+
+    @property
+    def ways(self) -> str:
+        return ", ".join([*(f"{OWN} ({path})" for path in self.own), *(route.name for route in self.routes)])
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """Files that cannot be had here, why, and what helps.
+
+    Attributes:
+        reason: not_yet | access | offline | format | unknown.
+    """
+
+    source: str
+    records: tuple[Record, ...]
+    reason: str
+    why: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do.
+
+    Attributes:
+        listed: how many files the lists (and `only`) name.
+        verified: how many are there, as the ledger took them in.
+        unverified: files that are there and have to be looked at.
+        parts: what to fetch, by source.
+        blocked: what cannot be fetched.
+        beyond_limit: missing files that `limit` leaves for another time.
+        free: bytes free on ROOT's disk, if known.
+    """
+
+    listed: int
+    verified: int
+    unverified: tuple[Record, ...]
+    parts: tuple[Part, ...]
+    blocked: tuple[Blocked, ...]
+    beyond_limit: int
+    free: int | None
+
+    @property
+    def files(self) -> int:
+        return sum(len(part.records) for part in self.parts)
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def lacks_disk(self) -> bool:
+        return self.free is not None and self.bytes > self.free
+
+    def text(self) -> str:
+        """The plan for people."""
+        lines = [
+            f"{self.listed:,} images are listed: {self.verified:,} are here and verified, "
+            f"{len(self.unverified):,} are here and will be verified, {self.files:,} will be fetched"
+            + (f", {self.beyond_limit:,} are left for another time" if self.beyond_limit else "")
+        ]
+        if self.parts:
+            lines.append(f"  {'source':<14}{'images':>8}{'about':>10}  by, in this order")
+            lines += [
+                f"  {part.source:<14}{len(part.records):>8,}{human_bytes(part.bytes):>10}  {part.ways}"
+                for part in self.parts
+            ]
+        for block in self.blocked:
+            lines.append(f"  {block.source:<14}{len(block.records):>8,}{'':>10}  not possible here: {block.why}")
+            lines.append(f"{'':34}{block.remedy}")
+        if self.parts:
+            free = f", {human_bytes(self.free)} are free" if self.free is not None else ""
+            lines.append(f"disk: about {human_bytes(self.bytes)} needed{free}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, object]:
+        """The plan as JSON values."""
+        return {
+            "listed": self.listed,
+            "verified": self.verified,
+            "to_verify": len(self.unverified),
+            "beyond_limit": self.beyond_limit,
+            "bytes_estimate": self.bytes,
+            "bytes_free": self.free,
+            "fetch": [
+                {
+                    "source": part.source,
+                    "images": len(part.records),
+                    "bytes_estimate": part.bytes,
+                    "routes": [*([OWN] if part.own else []), *(route.name for route in part.routes)],
+                    "paths": [record.file for record in part.records],
+                }
+                for part in self.parts
+            ],
+            "blocked": [
+                {
+                    "source": block.source,
+                    "images": len(block.records),
+                    "reason": block.reason,
+                    "why": block.why,
+                    "remedy": block.remedy,
+                }
+                for block in self.blocked
+            ],
+        }
+
+
+def make_plan(records: Sequence[Record], disk: OnDisk, options: Options) -> Plan:
+    """Decide what to verify, what to fetch and by which routes, and what cannot be had.
+
+    Args:
+        records: of the manifest, in list order; a file's source is told by its top folder.
+        disk: see `OnDisk`.
+        options: see `Options`.
+    """
+    by_source: dict[str, list[Record]] = {}
+    verified, unverified, listed, beyond = 0, [], 0, 0
+    for record in records:
+        key = source_of(record.file)[0]
+        if options.only and key not in options.only:
+            continue
+        listed += 1
+        if record.file not in disk.files:
+            by_source.setdefault(key, []).append(record)
+        elif disk.verified(record.file):
+            verified += 1
+        else:
+            unverified.append(record)
+    parts, blocked = [], []
+    order = [source.key for source in SOURCES]
+    for key in sorted(by_source, key=lambda k: (order.index(k) if k in order else len(order), k)):
+        missing = by_source[key]
+        wanted = missing if options.limit is None else missing[: options.limit]
+        beyond += len(missing) - len(wanted)
+        source = source_named(key)
+        groups: dict[tuple[Route, ...] | _No, list[Record]] = {}
+        for record in wanted:
+            groups.setdefault(_ways(source, record, options), []).append(record)
+        own = tuple(options.own.get(key, ()))
+        possible: list[Record] = []
+        routes: list[Route] = []
+        for ways, members in groups.items():
+            if isinstance(ways, _No):
+                blocked.append(Blocked(key, tuple(members), ways.reason, ways.why, ways.remedy))
+            else:
+                possible += members
+                routes += [way for way in ways if way not in routes]
+        if possible and source is not None:
+            wanted_order = {record.file: n for n, record in enumerate(wanted)}
+            possible.sort(key=lambda record: wanted_order[record.file])
+            routes.sort(key=source.routes.index)
+            size = len(possible) * (source.mean_bytes or UNKNOWN_MEAN_BYTES)
+            parts.append(Part(key, tuple(possible), own, tuple(routes), size))
+    return Plan(listed, verified, tuple(unverified), tuple(parts), tuple(blocked), beyond, disk.free)
+
+
+@dataclass(frozen=True)
+class _No:
+    reason: str
+    why: str
+    remedy: str
+
+
+def _ways(source: Source | None, record: Record, options: Options) -> tuple[Route, ...] | _No:
+    """The routes that can give a file (none: the user's own files alone), or why there is no way."""
+    if source is None:
+        folder = PurePosixPath(record.file).parts[0]
+        why = f"{folder!r} is not a folder of ImagiNet, so nobody says where its images come from"
+        return _No("unknown", why, "put the files under ROOT yourself")
+    if source.key == "imagenet" and imagenet_basename(record.file) is None:
+        why = f"{record.path!r} is in none of ImageNet's naming conventions"
+        remedy = (
+            "expected ILSVRC2012_val_########.JPEG or n########_#.JPEG, with or without _n######## before the ending"
+        )
+        return _No("format", why, remedy)
+    have_own = source.key in options.own
+    forced = options.routes.get(source.key)
+    folder = PurePosixPath(record.file).parts[0]
+    routes = [r for r in source.routes if folder in r.folders and forced in (None, r.name)]
+    bring = f"bring the files yourself with --from {source.key}=PATH ({source.homepage})"
+    if options.offline or forced == OWN:
+        return () if have_own else _No("offline", "no network (HF_HUB_OFFLINE is set)", bring)
+    ready = [r for r in routes if r.reader]
+    if forced and not routes and not have_own:
+        return _No("unknown", f"the route {forced} does not give {folder}", "leave --route out, or " + bring)
+    allowed = tuple(r for r in ready if r.credential is None or r.credential in options.credentials)
+    if allowed or have_own:
+        return allowed
+    if ready:
+        names = ", ".join(sorted({str(r.credential) for r in ready}))
+        return _No("access", f"an account is needed ({names})", f"`imaginet sources` tells how; or {bring}")
+    names = ", ".join(r.name for r in routes)
+    return _No("not_yet", f"not yet: this version cannot read the route{'s' * (len(routes) > 1)} {names}", bring)
+
+
+def human_bytes(count: int) -> str:
+    """Decimal units, three digits: 815 MB."""
+    value, unit = float(count), "B"
+    for bigger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, bigger
+    return f"{value:.3g} {unit}" if unit != "B" else f"{count} B"
