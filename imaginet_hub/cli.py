@@ -73,6 +73,57 @@ def _parser() -> _Parser:
             allow_abbrev=False,
         )
 
+    sources = command(
+        "sources",
+        "list the nine sources: what they give, their terms, how they are reached, what is missing on this machine",
+        "imaginet sources --json",
+    )
+    sources.add_argument("--json", action="store_true", help="print JSON")
+    sources.set_defaults(run=_sources)
+
+    fetch = command(
+        "fetch",
+        "fill ROOT with ImagiNet's images, verified; run again, it goes on where it was",
+        "imaginet fetch ROOT --only coco,ffhq --split test --dry-run",
+        "routes, accounts and terms of each source: imaginet sources\n"
+        'hosts move with HF_ENDPOINT and IMAGINET_ENDPOINTS="coco=http://...,github=...,drive=..."\n\n',
+    )
+    fetch.add_argument("root", metavar="ROOT", help="folder to fill, in upstream's layout")
+    fetch.add_argument("--only", type=_words, default=(), metavar="SOURCE,...", help="these sources only")
+    fetch.add_argument("--split", help="train or test (default: every split of the lists)")
+    fetch.add_argument(
+        "--annotations",
+        metavar="FILE|DIR",
+        help="lists to go by; default: what ROOT carries, else upstream's, downloaded and verified",
+    )
+    fetch.add_argument(
+        "--from",
+        dest="own",
+        action="append",
+        default=[],
+        metavar="SOURCE=PATH",
+        help="a folder or an archive (ZIP, tar) of that source which you have; may be repeated",
+    )
+    fetch.add_argument(
+        "--route", action="append", default=[], metavar="SOURCE=NAME", help="this route only; may be repeated"
+    )
+    fetch.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    fetch.add_argument("--limit", type=_positive, metavar="N", help="the first N missing files of each source")
+    fetch.add_argument("--max-workers", type=_positive, metavar="N", help="connections at a time (default 16)")
+    fetch.add_argument("--json", action="store_true", help="print plan or summary as JSON")
+    fetch.set_defaults(run=_fetch)
+
+    verify = command(
+        "verify",
+        "check every file of ROOT against the ledger of its fetch, and name images that are in two splits",
+        "imaginet verify ROOT",
+    )
+    verify.add_argument("root", metavar="ROOT", help="folder that `imaginet fetch` filled")
+    verify.add_argument("--annotations", metavar="FILE|DIR", help="lists to go by; default: what ROOT carries with it")
+    verify.add_argument("--max-workers", type=_positive, metavar="N", help="threads (default: one per core)")
+    verify.add_argument("--json", action="store_true", help="print JSON")
+    verify.set_defaults(run=_verify)
+
     build = command(
         "build",
         "turn a folder of images and its annotations into a hub-ready dataset repository",
@@ -191,6 +242,21 @@ class _AllFlags(argparse.Action):
         parse(["--help"], "OUT")
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _pairs(option: str, given: Sequence[str]) -> dict[str, list[str]]:
+    """`source=value` options, by source."""
+    pairs: dict[str, list[str]] = {}
+    for item in given:
+        source, equals, value = item.partition("=")
+        if not (source and equals and value):
+            raise UsageError(f"{option}: expected SOURCE=..., got {item!r}")
+        pairs.setdefault(source.strip(), []).append(value)
+    return pairs
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
@@ -239,6 +305,9 @@ def _check_order(argv: list[str], args: argparse.Namespace, names: Sequence[str]
 
 
 _INTERRUPTED = {
+    "sources": "nothing was written",
+    "fetch": "what came in is kept and verified; run the same command again to go on",
+    "verify": "nothing was changed",
     "build": "nothing was left behind; run the same command again",
     "train": "checkpoints, if --save_strategy asked for any, are in OUT; go on with --resume_from_checkpoint last",
     "train-head": "no model was written; run the same command again",
@@ -246,6 +315,55 @@ _INTERRUPTED = {
     "predict": "the lines above are complete; run again with the remaining files",
     "demo": "run the same command again; it starts over",
 }
+
+
+def _sources(args: argparse.Namespace) -> int:
+    from imaginet_hub.data.access import sources_json, sources_text
+
+    print(json.dumps(sources_json(), indent=2, ensure_ascii=False) if args.json else sources_text())
+    return 0
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from imaginet_hub.data.fetch import MAX_WORKERS, fetch, plan_fetch
+
+    quiet = getattr(args, "quiet", False)
+    routes = _pairs("--route", args.route)
+    twice = [source for source, names in routes.items() if len(names) > 1]
+    if twice:
+        raise UsageError(f"--route: expected one route for {twice[0]}, got {', '.join(routes[twice[0]])}")
+    options = {
+        "annotations": args.annotations,
+        "only": args.only,
+        "split": args.split,
+        "own": _pairs("--from", args.own),
+        "routes": {source: names[0] for source, names in routes.items()},
+        "limit": args.limit,
+    }
+    if args.dry_run:
+        plan, remarks = plan_fetch(args.root, **options)
+        for remark in remarks if not quiet else ():
+            print(remark, file=sys.stderr)
+        print(json.dumps(plan.to_json(), indent=2, ensure_ascii=False) if args.json else plan.text())
+        return 0
+    say = None if quiet else lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+    summary = fetch(args.root, **options, max_workers=args.max_workers or MAX_WORKERS, show=say)
+    if args.json:
+        print(json.dumps(summary.to_json(), indent=2, ensure_ascii=False))
+    elif not quiet or not summary.complete:
+        print(summary.text(), file=sys.stdout if summary.complete else sys.stderr)
+    return 0 if summary.complete else 1
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from imaginet_hub.data.verify import verify
+
+    found = verify(args.root, annotations=args.annotations, max_workers=args.max_workers)
+    if args.json:
+        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+    elif not getattr(args, "quiet", False) or not found.fine:
+        print(found.text())
+    return 0 if found.fine else 1
 
 
 def _build(args: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import threading
 from collections import Counter
@@ -29,6 +30,7 @@ from datasets.utils import tqdm
 from PIL import Image
 
 from imaginet_hub.data import ledger as ledgers
+from imaginet_hub.data.access import credentials, offline
 from imaginet_hub.data.images import examine, read_bytes
 from imaginet_hub.data.ledger import Entry, Ledger, read_ledger
 from imaginet_hub.data.lists import Face, Lists, find_faces, find_lists
@@ -36,13 +38,13 @@ from imaginet_hub.data.manifest import Record
 from imaginet_hub.data.matching import Finder
 from imaginet_hub.data.plan import OWN, OnDisk, Options, Part, Plan, human_bytes, make_plan
 from imaginet_hub.data.readers import local
-from imaginet_hub.data.readers.hosts import Endpoints, hub_token, remote_for
+from imaginet_hub.data.readers.hosts import Endpoints, remote_for
 from imaginet_hub.data.readers.http import Cancelled, Http, Limits, Remote, Response
 from imaginet_hub.data.readers.zips import MAX_MEMBER_BYTES, LocalFile, Member, RemoteFile, ZipFile, plan_runs
 from imaginet_hub.data.sources import FFHQ_INDEX, KNOWN_CORRUPT, Archive, Route, Source, source_named
 from imaginet_hub.errors import AnnotationError, DataNotFoundError, FetchError, ImageError, UsageError
 
-__all__ = ["MAX_WORKERS", "Summary", "credentials", "fetch", "plan_fetch"]
+__all__ = ["MAX_WORKERS", "Summary", "fetch", "plan_fetch"]
 
 MAX_WORKERS = 16
 #: A route that fails so often in a row, for reasons that are not the file's own, is given up for this run.
@@ -146,25 +148,6 @@ class Summary:
         }
 
 
-def credentials() -> frozenset[str]:
-    """The accounts that this machine knows; nothing of them is shown anywhere."""
-    known = set()
-    if hub_token():
-        known.add("hf")
-    kaggle = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle"))
-    if (
-        os.environ.get("KAGGLE_API_TOKEN")
-        or (os.environ.get("KAGGLE_USERNAME") and os.environ.get("KAGGLE_KEY"))
-        or any((kaggle / name).is_file() for name in ("kaggle.json", "access_token"))
-    ):
-        known.add("kaggle")
-    return frozenset(known)
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-
-
 def _options(
     only: Sequence[str],
     limit: int | None,
@@ -175,7 +158,7 @@ def _options(
     for key, given in (own or {}).items():
         each = [given] if isinstance(given, str | os.PathLike) else list(given)
         paths[key] = tuple(Path(path).expanduser() for path in each)
-    options = Options(tuple(only), limit, paths, dict(routes or {}), credentials(), _offline())
+    options = Options(tuple(only), limit, paths, dict(routes or {}), credentials(), offline())
     for key, several in paths.items():
         for path in several:
             if not path.exists():
@@ -310,8 +293,6 @@ def _claimed(root: Path) -> Iterator[None]:
 
 def _look(root: Path, lists: Lists) -> OnDisk:
     """What is on disk of the listed files."""
-    import shutil
-
     files = {}
     for record in lists.manifest.records:
         try:
@@ -460,8 +441,10 @@ class _Fetch:
                 failures[path] = result
             elif remaining.pop(path, None) is not None:
                 summary.fetched[part.source] += 1
+                came = total - len(remaining)
+                bar.total = (bar.n + len(result)) * total // came  # so that the ETA follows what came
                 bar.update(len(result))
-                bar.set_postfix_str(f"{total - len(remaining):,}/{total:,} files", refresh=False)
+                bar.set_postfix_str(f"{came:,}/{total:,} files", refresh=False)
 
         with bar:
             for way in self._ways(part, source):

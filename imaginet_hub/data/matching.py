@@ -127,7 +127,10 @@ class Finder(Generic[Handle]):
         agreement = 1  # the last parts agree already, perhaps up to ImageNet's suffix
         while agreement < min(len(aim), len(parts)) and aim[-agreement - 1] == parts[-agreement - 1]:
             agreement += 1
-        if agreement < min(self._source.tail, len(aim)):
+        tail = self._source.tail
+        if self._source.key == "imagenet" and imagenet_basename(aim[-1]) is None:
+            tail = len(aim) - 1  # not a name that identifies an image: its folders have to agree
+        if agreement < min(tail, len(aim)):
             return False
         # progan_train/cat/0_real/00001.png is not progan_val/cat/0_real/00001.png, however much of them agrees.
         above = set(parts[:-agreement]) & set(self._source.folders)

@@ -245,7 +245,8 @@ def make_plan(records: Sequence[Record], disk: OnDisk, options: Options) -> Plan
         routes: list[Route] = []
         for ways, members in groups.items():
             if isinstance(ways, _No):
-                blocked.append(Blocked(key, tuple(members), ways.reason, ways.why, ways.remedy))
+                why = ways.why.replace("{path}", repr(members[0].path))
+                blocked.append(Blocked(key, tuple(members), ways.reason, why, ways.remedy))
             else:
                 possible += members
                 routes += [way for way in ways if way not in routes]
@@ -271,13 +272,13 @@ def _ways(source: Source | None, record: Record, options: Options) -> tuple[Rout
         folder = PurePosixPath(record.file).parts[0]
         why = f"{folder!r} is not a folder of ImagiNet, so nobody says where its images come from"
         return _No("unknown", why, "put the files under ROOT yourself")
-    if source.key == "imagenet" and imagenet_basename(record.file) is None:
-        why = f"{record.path!r} is in none of ImageNet's naming conventions"
+    have_own = source.key in options.own
+    if source.key == "imagenet" and imagenet_basename(record.file) is None and not have_own:
+        why = "names that are in none of ImageNet's conventions, such as {path}"
         remedy = (
             "expected ILSVRC2012_val_########.JPEG or n########_#.JPEG, with or without _n######## before the ending"
         )
         return _No("format", why, remedy)
-    have_own = source.key in options.own
     forced = options.routes.get(source.key)
     folder = PurePosixPath(record.file).parts[0]
     routes = [r for r in source.routes if folder in r.folders and forced in (None, r.name)]

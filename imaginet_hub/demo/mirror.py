@@ -88,7 +88,7 @@ class Fault:
 
     Attributes:
         status: answer this, with `headers` and `body`, and nothing else.
-        headers: put into the answer, whatever it is; they replace the mirror's own.
+        headers: put into the answer, whatever it is; they replace the mirror's own, and None takes one away.
         body: of `status`; a short sentence by default.
         reset_after: send so many bytes of the body, then reset the connection (RST); -1: before the status line.
         stall_after: send so many bytes, wait for `stall_s`, go on; -1: wait before the status line.
@@ -106,7 +106,7 @@ class Fault:
     """
 
     status: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str | None] = field(default_factory=dict)
     body: bytes | None = None
     reset_after: int | None = None
     stall_after: int | None = None
@@ -724,7 +724,10 @@ class _Handler(BaseHTTPRequestHandler):
             answer.length = min(answer.length, fault.truncate_to)
         if fault.content_encoding == "gzip" and "Content-Encoding" not in answer.headers:
             answer = _gzipped(answer)
-        answer.headers.update(fault.headers)
+        for name, value in fault.headers.items():
+            answer.headers = {k: v for k, v in answer.headers.items() if k.lower() != name.lower()}
+            if value is not None:
+                answer.headers[name] = value
         # A request for nothing but headers, and these two, have no body and no length of one.
         bare = answer.status in (204, 304)
         chunked = fault.chunked and not bare

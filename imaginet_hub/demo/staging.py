@@ -1,8 +1,8 @@
 """Packs a ROOT back into what its sources publish: the tree that `mirror.Mirror` serves.
 
-    own = stage(root, origin, own_folder)
+    brought = stage(root, origin, own)
     with Mirror(origin) as mirror:
-        fetch(elsewhere, own=own, endpoints=mirror.endpoints)
+        fetch(elsewhere, annotations=own / "annotations", own=brought, endpoints=mirror.endpoints)
 
 Image bytes are never touched. The same ROOT gives the same bytes, whatever the order of its folders on disk.
 """
@@ -212,8 +212,9 @@ def stage(root: Path, origin: Path, own: Path, *, lists: Path | None = None) -> 
     Args:
         root: images in upstream's layout; image files of any size and format, whatever their names say.
         origin: the folder that `Mirror` serves: `coco/`, `github/`, `drive/`, `hf/`.
-        own: gets ImageNet's folder (as Kaggle's archive unpacks), JourneyDB's `000.tgz`, `progan_train.zip`, and every
-            top folder of `root` that belongs to no source.
+        own: gets ImageNet's folder (as Kaggle's archive unpacks), JourneyDB's `000.tgz`, `progan_train.zip`, every
+            top folder of `root` that belongs to no source, and `annotations/`: the lists, ffhq_filenames.txt beside
+            them. Only upstream's own lists are taken from GitHub unasked, so made ones are given with --annotations.
         lists: the folder of annotation lists; `root/annotations` by default.
 
     Returns:
@@ -223,6 +224,7 @@ def stage(root: Path, origin: Path, own: Path, *, lists: Path | None = None) -> 
     root, origin, own = Path(root), Path(origin), Path(own)
     for file in sorted((lists or root / "annotations").glob("*.txt")):
         _link(file, origin / "github" / REPOSITORY / "annotations" / file.name)
+        _link(file, own / "annotations" / file.name)
     by_source: dict[str, dict[str, list[Path]]] = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         if folder.name != "annotations":
@@ -234,7 +236,7 @@ def stage(root: Path, origin: Path, own: Path, *, lists: Path | None = None) -> 
         if source == "coco":
             _stage_coco(root, origin / "coco", folders)
         elif source == "ffhq":
-            _stage_ffhq(every, origin)
+            _link(_stage_ffhq(every, origin), own / "annotations" / "ffhq_filenames.txt")
         elif source == "cnndetection":
             if "progan_val" in folders:
                 write_zip(origin / _CNNDETECTION / "progan_val.zip", _members(root, folders["progan_val"]))
@@ -295,8 +297,8 @@ def _stage_coco(root: Path, out: Path, folders: dict[str, list[Path]]) -> None:
         write_zip(out / "zips" / f"{folder}.zip", _members(root, files, unix=True, folders=True))
 
 
-def _stage_ffhq(files: list[Path], origin: Path) -> None:
-    """Single files under Drive ids, upstream's list of them, zips by FFHQ's index, and the index itself."""
+def _stage_ffhq(files: list[Path], origin: Path) -> Path:
+    """Single files under Drive ids, upstream's list of them (returned), zips by FFHQ's index, the index itself."""
     # FFHQ's own order has nothing to do with upstream's names.
     shuffled = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).digest())
     rows, index, halves = [], {}, ([], [])  # type: ignore[var-annotated]
@@ -310,10 +312,12 @@ def _stage_ffhq(files: list[Path], origin: Path) -> None:
         rows.append(f"{file_id},{file.name},{pixels}\n")
         halves[2 * number >= len(shuffled)].append(Member(name, file, number % 3 == 1, number % 4 == 2))
         index[str(number)] = _ffhq_entry(number, file_id, data, pixels, (width, height))
-    _text(origin / "github" / REPOSITORY / "download_scripts" / "ffhq_filenames.txt", "".join(sorted(rows)))
+    listed = origin / "github" / REPOSITORY / "download_scripts" / "ffhq_filenames.txt"
+    _text(listed, "".join(sorted(rows)))
     _text(origin / "drive" / FFHQ_INDEX_ID, json.dumps(index))
     for half, members in enumerate(halves, 1):
         write_zip(origin / _FFHQ / f"FFHQ-1024-{half}.zip", members, zip64=half == 2)
+    return listed
 
 
 def _ffhq_entry(number: int, file_id: str, data: bytes, pixels: str, size: tuple[int, int]) -> dict[str, object]:

@@ -172,22 +172,23 @@ class TestThreads:
         from imaginet_hub.data import repository
 
         root = make_root(real=60, synthetic=40)
-        before, read, seen = threading.active_count(), repository.row_of, 0
+        before, read, seen, lock = threading.active_count(), repository.row_of, 0, threading.Lock()
 
-        def fails(record: Record, *args: Any) -> Any:
+        def fails(*args: Any) -> Any:
             nonlocal seen
-            seen += 1
-            if record.path == table_rows(60, 40)[1]["path"]:
-                raise OSError(28, "No space left on device")
-            time.sleep(0.002)
-            return read(record, *args)
+            with lock:
+                seen += 1
+                if seen == 5:
+                    raise OSError(28, "No space left on device")
+            time.sleep(0.01)
+            return read(*args)
 
         monkeypatch.setattr(repository, "row_of", fails)
         with pytest.raises(BuildError, match="No space left on device"):
-            build(root, tmp_path / "out", num_proc=threads, **self.SMALL)
+            build(root, tmp_path / "out", num_proc=threads, row_group_bytes=80_000, shard_bytes=80_000)
         assert threading.active_count() == before
         assert sorted(p.name for p in tmp_path.iterdir()) == ["root"]
-        assert seen < 100  # the others did not go on to their end
+        assert seen <= 5 + 2 * threads  # a row group has about twenty; the others did not read theirs to the end
 
     def test_more_threads_than_row_groups(self, make_root: MakeRoot, tmp_path: Path) -> None:
         root = make_root(real=2, synthetic=0)

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
+from imaginet_hub.data.access import hub_token
 from imaginet_hub.data.readers.http import Remote, Response, TryAgain, origin_of, shown
 from imaginet_hub.errors import FetchError, UsageError
 
-__all__ = ["DriveFile", "Endpoints", "HubFile", "PlainFile", "hub_token", "remote_for"]
+__all__ = ["DriveFile", "Endpoints", "HubFile", "PlainFile", "remote_for"]
 
 ENDPOINTS_VARIABLE = "IMAGINET_ENDPOINTS"
 _DEFAULTS = {
@@ -76,14 +77,6 @@ def _from_environment() -> dict[str, str]:
             raise UsageError(f"{ENDPOINTS_VARIABLE}: expected host=address,host=address, got {host!r} alone")
         moved[host.strip()] = base.strip()
     return moved
-
-
-def hub_token() -> str | None:
-    """The Hugging Face token of this machine, found as everywhere (HF_TOKEN, `hf auth login`)."""
-    import huggingface_hub
-
-    token = huggingface_hub.get_token()
-    return token or None
 
 
 def remote_for(address: str, source: str, endpoints: Endpoints) -> Remote:

@@ -1,0 +1,134 @@
+"""What each source asks for, and what of it is missing on this machine. Tokens are looked for, never shown."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from imaginet_hub.data.plan import human_bytes
+from imaginet_hub.data.sources import SOURCES, UNKNOWN_MEAN_BYTES, Route, Source
+
+__all__ = ["credentials", "hub_token", "offline", "sources_json", "sources_text"]
+
+_EVERYWHERE = "packed"
+_REMEDIES = {
+    "hf": "create a token at https://huggingface.co/settings/tokens, then run `hf auth login` (or set HF_TOKEN)",
+    "kaggle": "create a token at https://www.kaggle.com/settings and put it where kaggle looks "
+    "(KAGGLE_API_TOKEN, or ~/.kaggle/kaggle.json)",
+}
+
+
+def hub_token() -> str | None:
+    """The Hugging Face token of this machine, found as everywhere (HF_TOKEN, `hf auth login`)."""
+    import huggingface_hub
+
+    return huggingface_hub.get_token() or None
+
+
+def credentials() -> frozenset[str]:
+    """The accounts that this machine knows: hf, kaggle."""
+    known = set()
+    if hub_token():
+        known.add("hf")
+    folder = Path(os.environ.get("KAGGLE_CONFIG_DIR") or Path.home() / ".kaggle")
+    pair = os.environ.get("KAGGLE_USERNAME") and os.environ.get("KAGGLE_KEY")
+    files = any((folder / name).is_file() for name in ("kaggle.json", "access_token"))
+    if os.environ.get("KAGGLE_API_TOKEN") or pair or files:
+        known.add("kaggle")
+    return frozenset(known)
+
+
+def offline() -> bool:
+    """Whether the user asked for no network, in Hugging Face's way."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+
+
+def sources_json(known: frozenset[str] | None = None) -> list[dict[str, Any]]:
+    """Every source as JSON values: what it gives, on which terms, how it is reached, what is missing here.
+
+    Args:
+        known: accounts; by default those of this machine.
+    """
+    known = credentials() if known is None else known
+    return [_source_json(source, known) for source in SOURCES]
+
+
+def _source_json(source: Source, known: frozenset[str]) -> dict[str, Any]:
+    images = source.train_images + source.test_images
+    size = images * (source.mean_bytes or UNKNOWN_MEAN_BYTES)
+    return {
+        "source": source.key,
+        "title": source.title,
+        "folders": list(source.folders),
+        "images": {"train": source.train_images, "test": source.test_images},
+        "license": source.license,
+        "commercial_use": source.commercial_use,
+        "redistribution": source.redistribution,
+        "homepage": source.homepage,
+        "cite": source.citation,
+        "bytes_to_move_estimate": size,
+        "disk_bytes_estimate": size,
+        "estimate_from": "the archive's size" if source.mean_bytes else "the packed release's size",
+        "routes": [_route_json(route, known) for route in source.routes],
+        "ready": any(_ready(route, known) for route in source.routes),
+        "without_a_route": [f for f in source.folders if not any(f in r.folders and r.reader for r in source.routes)],
+        "bring_your_own": f"--from {source.key}=PATH",
+    }
+
+
+def _ready(route: Route, known: frozenset[str]) -> bool:
+    return bool(route.reader) and (route.credential is None or route.credential in known)
+
+
+def _route_json(route: Route, known: frozenset[str]) -> dict[str, Any]:
+    missing = route.credential if route.credential is not None and route.credential not in known else None
+    remedy = []
+    if missing:
+        remedy.append(_REMEDIES[missing])
+    if route.click:
+        remedy.append(f"accept the terms once on {route.click}")
+    return {
+        "route": route.name,
+        "gives": route.gives,
+        "folders": list(route.folders),
+        "readable": bool(route.reader),
+        "needs_account": route.credential,
+        "missing_here": missing,
+        "click": route.click,
+        "remedy": "; ".join(remedy) or None,
+    }
+
+
+def sources_text(known: frozenset[str] | None = None) -> str:
+    """The same for people."""
+    lines = []
+    for item in sources_json(known):
+        images = item["images"]
+        lines += [
+            f"{item['source']}: {item['title']}",
+            f"  images      {images['train']:,} train, {images['test']:,} test in {', '.join(item['folders'][:3])}"
+            + (f" and {len(item['folders']) - 3} more folders" if len(item["folders"]) > 3 else ""),
+            f"  size        about {human_bytes(item['bytes_to_move_estimate'])} to move and on disk "
+            f"(estimated from {item['estimate_from']})",
+            f"  licence     {item['license']}; commercial use: {item['commercial_use']}, "
+            f"redistribution: {item['redistribution']}",
+            f"              {item['homepage']}",
+        ]
+        for route in item["routes"]:
+            if route["route"] == _EVERYWHERE:
+                continue
+            state = "ready" if route["readable"] else "not yet readable by this version"
+            if route["readable"] and route["missing_here"]:
+                state = f"needs an account ({route['missing_here']})"
+            lines.append(f"  route       {route['route']}: {route['gives']}; {state}")
+            if route["remedy"]:
+                lines.append(f"                {route['remedy']}")
+        if item["without_a_route"]:
+            folders = ", ".join(item["without_a_route"])
+            lines.append(f"  meanwhile   {folders}: bring the files, {item['bring_your_own']}")
+        lines.append("")
+    packed = next(r for r in sources_json(known)[0]["routes"] if r["route"] == _EVERYWHERE)
+    lines += [f"every source: route {_EVERYWHERE}: {packed['gives']}; not yet readable by this version", ""]
+    lines.append("Terms are as stated by the publishers: help, not legal advice.")
+    return "\n".join(lines)
