@@ -68,6 +68,24 @@ def test_dataset_card_says_what_the_report_says() -> None:
     assert [config["config_name"] for config in metadata(card)["configs"]] == ["detection", "identification"]
 
 
+def test_a_partial_build_says_so() -> None:
+    source = {"split": "test", "source": "a | b<i>", "annotated": 3000, "absent": 2000, "folders": {"x": 2000}}
+    row = {"table": "Table 3", "row": "GAN", "absent": 2000, "needed": 2500, "why": "GAN test images"}
+    partial = {"annotated": 4000, "absent": 2000, "splits": {}, "sources": [source], "not_comparable": [row]}
+    card = dataset_card({**REPORT, "partial": partial})
+    assert "2,000 annotated images were not there when this was built; `missing.txt` lists them." in card
+    assert "| test | a \\| b&lt;i> | 2,000 | 3,000 |" in card
+    assert "| Table 3 | GAN | 2,000 | 2,500 | GAN test images |" in card
+    assert "Nothing: every" not in card
+    many = [{**source, "source": f"s{n}"} for n in range(70)]
+    card = dataset_card({**REPORT, "partial": {**partial, "sources": many}})
+    assert "| s49 |" in card and "| s50 |" not in card and "... and 20 more rows" in card
+    damaged = [{"path": "x.png", "split": "test", "reason": "truncated", "policy": "on_error"}]
+    card = dataset_card({**REPORT, "left_out": damaged, "partial": {**partial, "absent": 1}})
+    assert "| x.png | test | truncated | on_error |" in card and "missing.txt" not in card
+    assert card.count("not comparable") == 1
+
+
 def test_a_figure_that_is_missing_is_an_error() -> None:
     with pytest.raises(jinja2.UndefinedError):
         dataset_card({key: value for key, value in REPORT.items() if key != "fingerprint"})

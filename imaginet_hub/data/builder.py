@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ import datasets
 
 from imaginet_hub.data import mini
 from imaginet_hub.data.images import ImageFacts, read_bytes
+from imaginet_hub.data.ledger import FOLDER, known_facts
 from imaginet_hub.data.manifest import Manifest, Record, find_annotations, read_annotations
 from imaginet_hub.data.partial import partial_report, write_missing
+from imaginet_hub.data.plan import Plan
 from imaginet_hub.data.scan import ON_ERROR, Scan, examine_file, fingerprint, is_missing, scan
-from imaginet_hub.data.sources import MINI_SOURCE
-from imaginet_hub.errors import BuildError, DataNotFoundError, ImageError, UsageError
+from imaginet_hub.data.sources import source_of
+from imaginet_hub.errors import AnnotationError, BuildError, DataNotFoundError, FetchError, ImageError, UsageError
 from imaginet_hub.labels import Origin, Track, Vocabulary
 
 __all__ = ["BUILD_REPORT", "DATASET_NAME", "MINI", "ImagiNet", "ImagiNetConfig", "features_of", "open_root", "row_of"]
@@ -121,11 +124,7 @@ def open_root(
             f"{root} carries no annotations (annotations.csv, annotations.parquet, annotations/test_annotations.txt "
             "...); name them with annotations=... (--annotations)"
         )
-    manifest = read_annotations(found)
-    if mini.is_mini(root):  # its folders are named like ImagiNet's; what is in them is not
-        records = tuple(replace(record, source=MINI_SOURCE, license=mini.LICENSE) for record in manifest.records)
-        manifest = replace(manifest, records=records)
-    return root, manifest
+    return root, mini.labelled(root, read_annotations(found))
 
 
 @dataclass
@@ -139,18 +138,30 @@ class ImagiNetConfig(datasets.BuilderConfig):
         on_error: "raise" (default; after a look at every image, listing all that cannot go in) or "skip" (they are
             left out and recorded). When streaming, images are looked at as they come.
         allow_partial: images that are not there are left out and counted; damaged ones still follow `on_error`.
+            Without `data_dir`: sources that cannot be fetched here do not stop the others.
+        only: without `data_dir`, the sources to fetch, as "coco,ffhq" or a list (see `imaginet sources`).
+        splits: without `data_dir`, "train" or "test" to fetch that one alone.
+        own: without `data_dir`, folders and archives that you have, by source: {"imagenet": "/data/imagenet"}.
+        state: set by the builder.
     """
 
     version: datasets.Version | str | None = _VERSION
     annotations: str | None = None
     on_error: str = "raise"
     allow_partial: bool = False
+    only: str | Sequence[str] | None = None
+    splits: str | None = None
+    own: Mapping[str, Any] | None = None
+    state: str | None = None
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
         """The cache folder's name: it follows the content of the annotations and the state of every image."""
         if self.on_error not in ON_ERROR:
             raise UsageError(f"on_error: expected one of {', '.join(ON_ERROR)}, got {self.on_error!r}")
-        kwargs = {k: v for k, v in config_kwargs.items() if k not in ("data_dir", "annotations")}
+        if self.data_dir is not None and any(x is not None for x in (self.only, self.splits, self.own)):
+            raise UsageError("only, splits and own say what to fetch; with data_dir nothing is fetched")
+        # Where images come from does not matter once they are here; `state` follows the content.
+        kwargs = {k: v for k, v in config_kwargs.items() if k not in ("data_dir", "annotations", "own")}
         if self.name == MINI:
             kwargs["state"] = mini.MINI_DIGEST[:16]
         elif self.data_dir is not None:
@@ -183,6 +194,13 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
             if kwargs.get(argument) is not None:
                 kwargs[argument] = os.path.abspath(os.path.expanduser(kwargs[argument]))  # noqa: PTH100, PTH111
         self._opened: tuple[Path, Manifest] | None = None
+        name = kwargs.get("config_name") or (args[2] if len(args) > 2 else None) or self.DEFAULT_CONFIG_NAME
+        self._fetched: Fetched | None = None
+        if kwargs.get("data_dir") is None and name in (Track.DETECTION, Track.IDENTIFICATION):
+            options = {key: kwargs.get(key) for key in ("annotations", "only", "splits", "own", "allow_partial")}
+            cache_dir = kwargs.get("cache_dir") or (args[0] if args else None) or datasets.config.HF_DATASETS_CACHE
+            self._fetched = Fetched(Path(cache_dir).expanduser() / "imaginet-root", options)
+            kwargs["state"] = self._fetched.state
         super().__init__(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -194,21 +212,17 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
             if self.config.name == MINI:
                 root = Path(self._cache_dir_root) / f"imaginet-mini-{mini.MINI_DIGEST[:16]}"
                 self._opened = open_root(mini.make_mini(root))
-            elif self.config.data_dir is None:
-                raise DataNotFoundError(
-                    "ImagiNet's images are not here: name the folder that holds them, "
-                    f'load_dataset("{DATASET_NAME}", "{self.config.name}", data_dir=ROOT), or try the software on the '
-                    f'made corpus with load_dataset("{DATASET_NAME}", "{MINI}")'
-                )
+            elif self._fetched is not None:
+                self._opened = self._fetched.fetch()
             else:
                 self._opened = open_root(self.config.data_dir, self.config.annotations)
         return self._opened
 
     def _info(self) -> datasets.DatasetInfo:
-        if self.config.name == MINI or self.config.data_dir is None:
+        if self.config.name == MINI or (self._fetched is not None and self.config.annotations is None):
             features = features_of(Vocabulary.upstream())
         else:
-            _, manifest = self._open()
+            manifest = self._fetched.listed() if self._fetched is not None else self._open()[1]
             features = features_of(manifest.vocabulary, manifest.carried_columns)
         return datasets.DatasetInfo(
             description=str(self.config.description or ""),
@@ -232,6 +246,7 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
                 replace(manifest, records=wanted),
                 on_error=self.config.on_error,
                 allow_partial=self.config.allow_partial,
+                known=known_facts(root, wanted),
             )
             _report_left_out(Path(self._output_dir), result, partial_report(wanted, result.kept))
             wanted = result.kept
@@ -267,6 +282,123 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
                     logger.warning(f"left out: {error}")
                     continue
                 yield record.file, row
+
+
+class Fetched:
+    """ImagiNet in the datasets cache: `load_dataset("imaginet")` without `data_dir`.
+
+    The name of the prepared dataset (`state`) follows the lists and the files: a first fetch has a name of its own,
+    which stands as long as lists and files are as that fetch left them.
+
+    Args:
+        root: the ROOT to fill.
+        options: annotations, only, splits, own, allow_partial, as in `ImagiNetConfig`.
+    """
+
+    def __init__(self, root: Path, options: Mapping[str, Any]) -> None:
+        self.root = root
+        only = options["only"] or ()
+        self._only = tuple(word.strip() for word in only.split(",")) if isinstance(only, str) else tuple(only)
+        self._annotations = options["annotations"]
+        self._splits = options["splits"]
+        self._own = options["own"]
+        self._allow_partial = bool(options["allow_partial"])
+        self._states = root / FOLDER / "states.json"
+        self.state = self._find_state()
+
+    def listed(self) -> Manifest:
+        """What the lists that are here say of the images asked for.
+
+        Raises:
+            DataNotFoundError: the lists are not here yet.
+            AnnotationError: see `read_annotations`.
+        """
+        place = self._annotations or find_annotations(self.root)
+        if place is None:
+            raise DataNotFoundError(f"{self.root} carries no annotations yet")
+        manifest = read_annotations(place, None if self._splits is None else {self._splits})
+        if not self._only:
+            return manifest
+        records = tuple(r for r in manifest.records if source_of(r.file)[0] in self._only)
+        return replace(manifest, records=records)
+
+    def fetch(self) -> tuple[Path, Manifest]:
+        """Show the plan, refuse what cannot work before the first byte, then fetch.
+
+        Raises:
+            DataNotFoundError: some sources cannot be fetched here, with the remedies.
+            FetchError: too little disk, or files are missing after all.
+        """
+        from imaginet_hub.data.fetch import fetch
+
+        summary = fetch(
+            self.root,
+            annotations=self._annotations,
+            only=self._only,
+            split=self._splits,
+            own=self._own,
+            show=logger.warning,
+            confirm=None if self._allow_partial else self._refuse,
+        )
+        if not summary.complete:
+            if not self._allow_partial:
+                example = next(iter(summary.missing.values()))
+                raise FetchError(
+                    "incomplete",
+                    "imaginet",
+                    str(self.root),
+                    "every image",
+                    f"{len(summary.missing):,} missing, such as this one: {example}",
+                    "load again to go on where it was, or load what is here with allow_partial=True",
+                )
+            logger.warning(summary.text())
+        manifest = self.listed()
+        self._keep_state(fingerprint(self.root, manifest))
+        return self.root, manifest
+
+    def _refuse(self, plan: Plan) -> None:
+        if plan.blocked:
+            lines = [f"  {b.source} ({len(b.records):,} images): {b.why}; {b.remedy}" for b in plan.blocked]
+            raise DataNotFoundError(
+                "nothing was fetched, because some images of ImagiNet cannot be fetched here:\n"
+                + "\n".join(lines)
+                + '\nBring them with own={"SOURCE": PATH}, name a folder that holds all with data_dir=ROOT, take '
+                f'only=... or splits="test", load what can be had with allow_partial=True, or try the software on the '
+                f'made corpus: load_dataset("{DATASET_NAME}", "{MINI}")'
+            )
+
+    def _key(self) -> str:
+        lists = ""
+        if self._annotations is not None:
+            lists = " ".join(digest for _, digest in self.listed().lists)
+        return json.dumps([lists, sorted(self._only), self._splits, self._allow_partial])
+
+    def _find_state(self) -> str:
+        try:
+            now = fingerprint(self.root, self.listed())
+        except (DataNotFoundError, AnnotationError):
+            if self._annotations is not None:
+                raise
+            now = ""
+        first = hashlib.sha256(self._key().encode()).hexdigest()[:16]
+        left = self._known_states().get(self._key())
+        if left is not None:
+            return str(left[1]) if left[0] == now else now
+        # A partial dataset is whatever could be had that day.
+        return uuid.uuid4().hex[:16] if self._allow_partial else first
+
+    def _known_states(self) -> dict[str, list[str]]:
+        try:
+            states = json.loads(self._states.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {key: value for key, value in states.items() if isinstance(value, list) and len(value) == 2}
+
+    def _keep_state(self, now: str) -> None:
+        states = self._known_states() | {self._key(): [now, self.state]}
+        temporary = self._states.with_suffix(".incomplete")
+        temporary.write_text(json.dumps(states), encoding="utf-8")
+        temporary.replace(self._states)
 
 
 def _report_left_out(folder: Path, result: Scan, partial: dict[str, Any] | None) -> None:

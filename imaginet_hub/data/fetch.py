@@ -20,7 +20,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,6 +36,7 @@ from imaginet_hub.data.ledger import Entry, Ledger, read_ledger
 from imaginet_hub.data.lists import Face, Lists, find_faces, find_lists
 from imaginet_hub.data.manifest import Record
 from imaginet_hub.data.matching import Finder
+from imaginet_hub.data.mini import labelled
 from imaginet_hub.data.plan import OWN, OnDisk, Options, Part, Plan, human_bytes, make_plan
 from imaginet_hub.data.readers import local
 from imaginet_hub.data.readers.hosts import Endpoints, remote_for
@@ -246,6 +247,7 @@ def fetch(
             store=base / "annotations",
             offline=options.offline,
         )
+        lists = replace(lists, manifest=labelled(base, lists.manifest))
         disk = _look(base, lists)
         plan = make_plan(lists.manifest.records, disk, options)
         say = show or (lambda text: None)

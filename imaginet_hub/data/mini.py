@@ -30,7 +30,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -38,11 +38,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from imaginet_hub.data.manifest import Manifest
 from imaginet_hub.data.mini_recipes import develop, paint, resample, simulate
+from imaginet_hub.data.sources import MINI_SOURCE
 from imaginet_hub.errors import BuildError, DataNotFoundError, ImageError, UsageError, require
 from imaginet_hub.labels import ContentType, Generator, Origin
 
-__all__ = ["LICENSE", "MINI_DIGEST", "MINI_VERSION", "PHOTOGRAPHS", "Photograph", "is_mini", "make_mini"]
+__all__ = ["LICENSE", "MINI_DIGEST", "MINI_VERSION", "PHOTOGRAPHS", "Photograph", "is_mini", "labelled", "make_mini"]
 
 #: Changes whenever a byte of the corpus does.
 MINI_VERSION = "1"
@@ -344,6 +346,16 @@ def is_mini(root: str | os.PathLike[str]) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(marker, dict) and marker.keys() == _marker().keys()
+
+
+def labelled(root: str | os.PathLike[str], manifest: Manifest) -> Manifest:
+    """What lists say of a ROOT, with source and licence put right if it is a mini corpus.
+
+    Its folders are named like ImagiNet's; what is in them is not.
+    """
+    if not is_mini(root):
+        return manifest
+    return replace(manifest, records=tuple(replace(r, source=MINI_SOURCE, license=LICENSE) for r in manifest.records))
 
 
 def _pairs() -> Iterator[_Pair]:

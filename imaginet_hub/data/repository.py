@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from datasets.utils import tqdm
 
 from imaginet_hub.data.builder import BUILD_REPORT, features_of, open_root, row_of
+from imaginet_hub.data.ledger import known_facts
 from imaginet_hub.data.manifest import Record
 from imaginet_hub.data.partial import partial_report, write_missing
 from imaginet_hub.data.scan import Scan, content_fingerprint, scan
@@ -198,7 +199,14 @@ def build_repository(
         raise BuildError(f"{target} cannot be written ({error}); choose another folder") from error
     if row_group_bytes < 1 or shard_bytes < 1:
         raise UsageError("row_group_bytes and shard_bytes: expected positive numbers of bytes")
-    result = scan(root_path, manifest, on_error=on_error, allow_partial=allow_partial, num_proc=num_proc)
+    result = scan(
+        root_path,
+        manifest,
+        on_error=on_error,
+        allow_partial=allow_partial,
+        num_proc=num_proc,
+        known=known_facts(root_path, manifest.records),
+    )
     plans = {
         split: plan_split(rows, seed=seed, row_group_bytes=row_group_bytes, shard_bytes=shard_bytes)
         for split, rows in _by_split(result, manifest.splits).items()

@@ -1,12 +1,14 @@
-"""`imaginet demo`: made images -> dataset repository -> SelfCon encoder -> both heads -> results -> loaded back.
+"""`imaginet demo`: fetch -> dataset repository -> SelfCon encoder -> both heads -> results -> loaded back.
 
-Nothing in here is a short cut: each step calls what the command of that name calls.
+Nothing in here is a short cut: each step calls what the command of that name calls. The images are the made corpus,
+served on this machine by a mirror that speaks the protocols of ImagiNet's hosts.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,9 +19,12 @@ from typing import Any
 
 from imaginet_hub.cards import dataset_card, write_model_card
 from imaginet_hub.data.builder import BUILD_REPORT
+from imaginet_hub.data.fetch import fetch
 from imaginet_hub.data.loading import class_names, dataset_record, load_rows
 from imaginet_hub.data.mini import make_mini
 from imaginet_hub.data.repository import build_repository
+from imaginet_hub.demo.mirror import Mirror
+from imaginet_hub.demo.staging import stage
 from imaginet_hub.errors import DataNotFoundError, ImagiNetError, require
 from imaginet_hub.evaluation.report import interval_text
 from imaginet_hub.labels import Track
@@ -37,7 +42,7 @@ def run(out: Path) -> dict[str, Any]:
     """Run the whole path and print what came of it.
 
     Args:
-        out: folder to write: dataset/, encoder/, detection/, identification/, results/.
+        out: folder to write: root/, dataset/, encoder/, detection/, identification/, results/.
 
     Returns:
         The results of both tracks, as JSON objects by track.
@@ -56,7 +61,9 @@ def run(out: Path) -> dict[str, Any]:
     started = time.monotonic()
     dataset, encoder, results = out / "dataset", out / "encoder", out / "results"
     with _step("Making the corpus: photographs, and simulations of eight generators"):
-        root = make_mini(out / "root")
+        made = make_mini(out / "made")
+    with _step("Fetching it as ImagiNet is fetched, from hosts on this machine that speak its hosts' protocols"):
+        root = _fetch(made, out)
     with _step(f"Building the dataset repository {_shown(dataset)}"):
         build_repository(root, dataset, overwrite=True, render_card=dataset_card)
     with _step(f"Training the encoder {_shown(encoder)} (SelfCon)"):
@@ -93,6 +100,30 @@ def _claim(out: Path) -> None:
         raise DataNotFoundError(f"expected {out} to be absent, empty, or of an earlier demo; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     (out / _MARKER).touch()
+
+
+def _fetch(made: Path, out: Path) -> Path:
+    """Publish the made corpus on loopback hosts in each source's own way, and fetch it from there."""
+    origin, own, root = out / "origin", out / "own", out / "root"
+    for folder in (origin, own, root):  # of an earlier demo
+        shutil.rmtree(folder, ignore_errors=True)
+    brought = stage(made, origin, own)
+    root.mkdir()
+    for name in ("annotations", "README.txt", "mini.json"):  # what the corpus says of itself
+        (shutil.copytree if (made / name).is_dir() else shutil.copy)(made / name, root / name)
+    with Mirror(origin) as mirror:
+        summary = fetch(root, annotations=own / "annotations", own=brought, endpoints=mirror.endpoints, show=_indented)
+        _indented(summary.text())
+        _indented(f"{len(mirror.requests):,} requests were answered")
+    if not summary.complete:
+        raise ImagiNetError(f"the demo's own mirror did not deliver everything:\n{summary.text()}")
+    for folder in (origin, own, made):
+        shutil.rmtree(folder)
+    return root
+
+
+def _indented(text: str) -> None:
+    print("   " + text.replace("\n", "\n   "), flush=True)
 
 
 @contextmanager
@@ -155,6 +186,7 @@ def _closing(out: Path, measured: dict[str, Any], seconds: float) -> str:
         "that generators leave. No image here was made by the generators whose names appear, and the figures say",
         "nothing about images in the wild.",
         "",
+        f"images           {_shown(out / 'root')}   (fetched, verified; its ledger is in .imaginet/)",
         f"dataset          {_shown(out / 'dataset')}   ({report['images']:,} images)",
         f"models           {_shown(out / 'detection')}   {_shown(out / 'identification')}",
         f"pictures         {_shown(out / 'results' / 'detection.png')}   "
