@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from imaginet_hub.data.sources import SOURCES
+from imaginet_hub.demo.mirror import Mirror
+from imaginet_hub.demo.staging import REPOSITORY
 from tests.conftest import PROJECT, image_bytes, table_rows, write_root
 
 _BLOCK = re.compile(r"(?P<comment><!--[^\n]*-->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.S)
@@ -17,10 +21,26 @@ _BLOCK = re.compile(r"(?P<comment><!--[^\n]*-->\n)?```(?P<language>\w+)\n(?P<cod
 _ELSEWHERE = ("make ",)
 
 
-def blocks() -> list[tuple[str, str]]:
-    """(language, code) of the README's blocks that can run anywhere, in order."""
+def blocks(comment: str = "") -> list[tuple[str, str]]:
+    """(language, code) of the README's blocks that can run anywhere, or of those under a comment, in order."""
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    return [(m["language"], m["code"]) for m in _BLOCK.finditer(text) if "test: skip" not in (m["comment"] or "")]
+    found = [(m["comment"] or "", m["language"], m["code"]) for m in _BLOCK.finditer(text)]
+    return [(language, code) for said, language, code in found if (comment in said if comment else not said)]
+
+
+def run(language: str, code: str, cwd: Path, environment: dict[str, str]) -> str:
+    """Run a block, and return what it printed."""
+    if language == "bash":
+        commands = [line for line in code.splitlines() if line and not line.startswith(_ELSEWHERE)]
+        argv = ["bash", "-euo", "pipefail", "-c", "\n".join(commands)]
+    else:
+        argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def test_blocks_are_found() -> None:
@@ -35,14 +55,39 @@ def test_every_block_runs(tmp_path: Path) -> None:
     for number, name in enumerate(("picture.png", "a.webp", "folder/b.png")):
         format_ = "WEBP" if name.endswith("webp") else "PNG"
         (tmp_path / name).write_bytes(image_bytes(1000 + number, (90, 70), format_))
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for language, code in blocks():
-        if language == "bash":
-            commands = [line for line in code.splitlines() if line and not line.startswith(_ELSEWHERE)]
-            argv = ["bash", "-euo", "pipefail", "-c", "\n".join(commands)]
-        elif language == "python":
-            argv = [sys.executable, "-c", code]
-        else:
-            continue
-        done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        if language in ("bash", "python"):
+            run(language, code, tmp_path, ENVIRONMENT)
+
+
+def test_fetching_runs_on_a_mirror(tmp_path: Path, shared: Path) -> None:
+    """Upstream's own list, from a mirror of GitHub; images of the first names in it, from a mirror of S3."""
+    listed = (shared / "annotations" / "test_annotations.txt").read_text(encoding="utf-8").splitlines()
+    names = [line.rsplit(",", 4)[0] for line in listed if line.startswith("./val2017/")][:20]
+    origin = tmp_path / "origin"
+    for number, name in enumerate(names):
+        (origin / "coco" / name).parent.mkdir(parents=True, exist_ok=True)
+        (origin / "coco" / name).write_bytes(image_bytes(number, format_="JPEG"))
+    annotations = origin / "github" / REPOSITORY / "annotations"
+    annotations.mkdir(parents=True)
+    shutil.copy(shared / "annotations" / "test_annotations.txt", annotations)
+    ((language, code),) = blocks("test: with a mirror")
+    with Mirror(origin) as mirror:
+        said = run(language, code, tmp_path, {**ENVIRONMENT, **mirror.environ()})
+    assert "3,000" in said and "20 came in" in said and "20 files are as the ledger says" in said
+    fetched = [path for path in (tmp_path / "imaginet-root").rglob("*.jpg")]
+    assert len(fetched) == 20
+    assert all(path.read_bytes() == (origin / "coco" / "val2017" / path.name).read_bytes() for path in fetched)
+
+
+def test_the_table_of_sources_is_that_of_the_package() -> None:
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    for source in SOURCES:
+        (row,) = re.findall(rf"^\| {source.key}\b.*$", text, re.M)
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[1] == f"{source.train_images:,} + {source.test_images:,}"
+        said = [
+            (name.strip("*"), not name.startswith("*")) for name in re.sub(r" \([^)]*\)", "", cells[2]).split(", ")
+        ]
+        assert said == [(route.name, bool(route.reader)) for route in source.routes]
+        assert cells[3] == source.commercial_use

@@ -15,11 +15,13 @@ import json
 import os
 import re
 import shutil
+import struct
 import tempfile
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -54,6 +56,7 @@ _SHARED_REASONS = ("network", "access", "quota", "status", "format", "range")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.incomplete")
 _SHOWN = 10
 _INDEX_FILE = "ffhq-dataset-v2.json"
+_HOSTILE = (OSError, ValueError, ArithmeticError, LookupError, EOFError, MemoryError, struct.error, zlib.error)
 
 Delivery = tuple[str, bytes | FetchError]
 
@@ -359,6 +362,8 @@ class _Fetch:
                 summary.missing |= {record.file: no_way for record in block.records}
             for part in plan.parts:
                 self._fetch_part(part, summary)
+        except OSError as error:
+            raise self._disk_error(error) from error
         finally:
             self.ledger.close()
             summary.bytes_moved = self.http.moved
@@ -410,8 +415,11 @@ class _Fetch:
 
         def take(record: Record, data: bytes) -> None:
             facts = self._verified(record, data, "found")
-            mtime = (self.root / record.file).stat().st_mtime_ns
-            self.ledger.append(Entry.of(record, facts, "found", mtime))
+            try:
+                mtime = (self.root / record.file).stat().st_mtime_ns
+                self.ledger.append(Entry.of(record, facts, "found", mtime))
+            except OSError as error:
+                raise self._disk_error(error) from error
 
         def done(path: str, result: bytes | FetchError) -> None:
             if isinstance(result, FetchError):
@@ -448,6 +456,13 @@ class _Fetch:
                 bar.update(len(result))
                 bar.set_postfix_str(f"{came:,}/{total:,} files", refresh=False)
 
+        blocked = self._blocked_folders(part.records)
+        for record in part.records:
+            in_the_way = blocked.get(record.file.rpartition("/")[0])
+            if in_the_way is not None:
+                failures[record.file] = self._no_place(record, f"{in_the_way} is not a folder")
+                summary.missing[record.file] = failures[record.file]
+                del remaining[record.file]
         with bar:
             for way in self._ways(part, source):
                 if remaining:
@@ -585,7 +600,7 @@ class _Fetch:
         paths = [record.file for record in records]
         if kind == "zip":
             archive = ZipFile(LocalFile(path, source.key))
-            finder: Finder[Member] = Finder(source, paths, aliases)
+            finder: Finder[Member] = Finder(source, paths, aliases, local.inside_of(path))
             return self.zip_jobs(archive, archive.find(finder), finder, records)
         if kind == "tar":
             in_tar: Finder[str] = Finder(source, paths, aliases)
@@ -680,7 +695,11 @@ class _Fetch:
         pixels: list[str] = []
 
         def look(image: Image.Image) -> None:
-            rgb = np.asarray(image.convert("RGB"))
+            try:
+                rgb = np.asarray(image.convert("RGB"))
+            except (OSError, ValueError):  # a mode that has no RGB
+                pixels.append(f"none (mode {image.mode})")
+                return
             pixels.append(hashlib.md5(rgb.tobytes(), usedforsecurity=False).hexdigest())
 
         try:
@@ -724,14 +743,30 @@ class _Fetch:
             self.ledger.append(Entry.of(record, facts, route, mtime))
         except OSError as error:
             if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL):
-                raise FetchError(
-                    "disk", record.source, str(target), "a place for the file", str(error), "make room there"
-                ) from error
+                raise self._no_place(record, str(error)) from error
             raise self._disk_error(error) from error
 
+    def _no_place(self, record: Record, got: str) -> FetchError:
+        target = str(self.root / record.file)
+        return FetchError("disk", record.source, target, "a place for the file", got, "make room there")
+
+    def _blocked_folders(self, records: Sequence[Record]) -> dict[str, Path]:
+        """Folders of records that cannot be made, and the file that lies where they (or a parent) should be."""
+        blocked = {}
+        for folder in {record.file.rpartition("/")[0] for record in records}:
+            above = (self.root / folder, *(self.root / folder).parents)
+            existing = next(path for path in above if path.exists() or path.is_symlink())
+            if not existing.is_dir():
+                blocked[folder] = existing
+        return blocked
+
     def _set_aside(self, target: Path, record: Record) -> None:
-        """A damaged file of the user's is kept, out of the way."""
-        aside = self.root / ledgers.FOLDER / "replaced" / record.file
+        """A damaged file of the user's (or a folder in its place) is kept, out of the way."""
+        folder = self.root / ledgers.FOLDER / "replaced"
+        aside, number = folder / record.file, 1
+        while aside.exists() or aside.is_symlink():
+            number += 1
+            aside = folder / f"{record.file}.{number}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         target.replace(aside)
 
@@ -773,7 +808,7 @@ class _Fetch:
         taking, telling = threading.Lock(), threading.Lock()
         breaker = _Breaker()
 
-        def deliver(path: str, result: bytes | FetchError) -> None:
+        def deliver(path: str, result: bytes | FetchError, *, counts: bool = True) -> None:
             if isinstance(result, bytes):
                 try:
                     take(records[path], result)
@@ -782,7 +817,8 @@ class _Fetch:
                 except FetchError as error:
                     result = error
             with telling:
-                breaker.saw(result)
+                if counts:
+                    breaker.saw(result)
                 done(path, result)
 
         def worker() -> None:
@@ -796,7 +832,7 @@ class _Fetch:
                 error = breaker.tripped
                 if error is None:
                     try:
-                        for path, result in job.run(*job.args):
+                        for path, result in _results(job, records):
                             untold.pop(path, None)
                             deliver(path, result)
                             self.http.check()
@@ -804,15 +840,16 @@ class _Fetch:
                         raise
                     except FetchError as failed:
                         error = failed
-                for path in untold:
+                for number, path in enumerate(untold):
                     if error is None:
                         source = records[path].source
                         error = FetchError("missing", source, path, "the file in the archive", "none", "see --from")
-                    deliver(path, error)
+                    deliver(path, error, counts=number == 0)  # one failure, however many files it was to bring
 
         pool = ThreadPoolExecutor(self.max_workers)
         try:
-            for future in [pool.submit(worker) for _ in range(min(self.max_workers, len(jobs)))]:
+            futures = [pool.submit(worker) for _ in range(min(self.max_workers, len(jobs)))]
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
         except BaseException as error:
             self.http.cancel()
@@ -830,6 +867,7 @@ class _ZipWay:
         self._fetch = fetch_
         self._source = source
         self._address = archive.address
+        self._folders = archive.folders
         self._opened: tuple[ZipFile, dict[str, Member], Finder[Member]] | None = None
 
     def jobs(self, records: Sequence[Record]) -> list[Job]:
@@ -845,7 +883,8 @@ class _ZipWay:
             aliases = self._fetch.ffhq_names() if self._source.key == "ffhq" else {}
             remote = remote_for(self._address, self._source.key, self._fetch.endpoints)
             archive = ZipFile(RemoteFile(self._fetch.http, remote))
-            finder = Finder(self._source, [record.file for record in records], aliases)
+            inside = self._folders[0] if len(self._folders) == 1 else ""
+            finder = Finder(self._source, [record.file for record in records], aliases, inside)
             found = archive.find(finder)
             self._opened = archive, found, finder
         return self._fetch.zip_jobs(archive, found, finder, records)
@@ -869,6 +908,15 @@ class _Breaker:
                 self.tripped = self.tripped or result
         else:
             self._row = 0
+
+
+def _results(job: Job, records: Mapping[str, Record]) -> Iterator[Delivery]:
+    """What a job gives; whatever parsers run into with bytes that nobody foresaw is the file's fault, not the run's."""
+    try:
+        yield from job.run(*job.args)
+    except _HOSTILE as failed:
+        path, got = job.paths[0], f"{type(failed).__name__} ({failed})"
+        raise FetchError("corrupt", records[path].source, path, "data that can be read", got, "see --from") from failed
 
 
 def _failing(errors: Mapping[str, FetchError]) -> list[Job]:

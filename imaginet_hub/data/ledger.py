@@ -9,14 +9,16 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from imaginet_hub.data.images import ImageFacts
 from imaginet_hub.data.manifest import Record
+from imaginet_hub.errors import FetchError
 
 __all__ = ["FOLDER", "Entry", "Ledger", "known_facts", "read_ledger"]
 
@@ -78,6 +80,7 @@ class Entry:
         return ImageFacts(self.sha256, self.width, self.height, self.format, self.bytes)
 
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _KINDS: Mapping[str, type] = {f.name: int if f.type == "int" else str for f in fields(Entry)}
 
 
@@ -85,19 +88,30 @@ def _entry(line: bytes) -> Entry | None:
     """A line's entry; None for one that was cut short or is not ours."""
     try:
         values = json.loads(line)
-        if not isinstance(values, dict) or not all(type(values.get(k)) is kind for k, kind in _KINDS.items()):
-            return None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return Entry(**{name: values[name] for name in _KINDS})
+    if not isinstance(values, dict) or not all(type(values.get(k)) is kind for k, kind in _KINDS.items()):
+        return None
+    entry = Entry(**{name: values[name] for name in _KINDS})
+    path = PurePosixPath(entry.path)
+    inside = str(path) == entry.path and not path.is_absolute() and ".." not in path.parts and "\0" not in entry.path
+    return entry if inside and _SHA256.fullmatch(entry.sha256) else None
 
 
 def read_ledger(root: Path) -> dict[str, Entry]:
-    """The entries by path; none if there is no ledger."""
+    """The entries by path; none if there is no ledger.
+
+    Raises:
+        FetchError: (reason "disk") it is there and cannot be read.
+    """
+    file = root / FOLDER / _FILE
     try:
-        data = (root / FOLDER / _FILE).read_bytes()
+        data = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except OSError as error:
+        remedy = "make it readable, or remove it: files are then verified again"
+        raise FetchError("disk", "ledger", str(file), "a file that can be read", str(error), remedy) from error
     entries = (_entry(line) for line in data.split(b"\n") if line)
     return {entry.path: entry for entry in entries if entry is not None}
 

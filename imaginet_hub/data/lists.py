@@ -77,16 +77,21 @@ def find_lists(
     if split is not None and split not in ("train", "test"):
         raise UsageError(f"split: upstream's lists have train and test, got {split!r}")
     names = [n for n in ("train", "calibration", "test") if split is None or n == split or (n, split) == _WITH_TRAIN]
-    for name in names:
-        here = [folder / LISTS[name].name for folder in (carried, store) if folder is not None]
-        if not any(file.is_file() for file in here):
+    absent = [LISTS[n] for n in names if carried is None or not (carried / LISTS[n].name).is_file()]
+    if carried is not None and not absent:
+        return _read(carried, splits)
+    for pinned in absent:
+        if not (store / pinned.name).is_file():
             if offline:
                 raise DataNotFoundError(
-                    f"the list {LISTS[name].name} is not in {root / _FOLDER}, and HF_HUB_OFFLINE is set; name a list "
-                    "with --annotations"
+                    f"the list {pinned.name} is not in {root / _FOLDER}, and HF_HUB_OFFLINE is set; name a list with "
+                    "--annotations"
                 )
-            _save(store / LISTS[name].name, _download(LISTS[name], http, endpoints))
-    return _read(carried or store, splits)
+            _save(store / pinned.name, _download(pinned, http, endpoints))
+    for name in names:  # they are read from one folder
+        if carried is not None and LISTS[name] not in absent and not (store / LISTS[name].name).is_file():
+            _save(store / LISTS[name].name, (carried / LISTS[name].name).read_bytes())
+    return _read(store, splits)
 
 
 _WITH_TRAIN = ("calibration", "train")
@@ -109,8 +114,14 @@ def _read(place: Path, splits: set[str] | None) -> Lists:
 
 
 def _download(pinned: PinnedList, http: Http, endpoints: Endpoints) -> bytes:
-    remote = remote_for(pinned.address, "annotations", endpoints)
-    data, _ = http.read(remote, max_bytes=_MAX_LIST_BYTES)
+    for address in pinned.addresses:
+        remote = remote_for(address, "annotations", endpoints)
+        try:
+            data, _ = http.read(remote, max_bytes=_MAX_LIST_BYTES)
+            break
+        except FetchError as error:
+            if error.reason != "missing" or address == pinned.addresses[-1]:
+                raise
     found = git_sha1(data)
     if found != pinned.git_sha1:
         raise remote.error(
@@ -146,7 +157,7 @@ def parse_faces(data: bytes, name: str) -> dict[str, Face]:
     Raises:
         AnnotationError: naming the line.
     """
-    faces = {}
+    faces: dict[str, Face] = {}
     for number, line in enumerate(data.decode("utf-8", errors="replace").splitlines(), start=1):
         parsed = _FACE.fullmatch(line.strip())
         if parsed is None and line.strip():
@@ -154,7 +165,9 @@ def parse_faces(data: bytes, name: str) -> dict[str, Face]:
                 f"{name}, line {number}: expected <Drive id>,<name>.png,<32 hexadecimal digits>, found {line[:120]!r}"
             )
         if parsed is not None:
-            faces[f"ffhq/{parsed[2]}"] = Face(parsed[1], parsed[3])
+            face = Face(parsed[1], parsed[3])
+            if faces.setdefault(f"ffhq/{parsed[2]}", face) != face:
+                raise AnnotationError(f"{name}, line {number}: {parsed[2]} again, with other values than before")
     return faces
 
 

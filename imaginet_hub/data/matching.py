@@ -8,6 +8,7 @@ built from a name that was found, so no name can lead outside ROOT.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -36,7 +37,7 @@ def imagenet_basename(path: str) -> str | None:
     suffixed = _HF_IMAGENET.fullmatch(name)
     if suffixed:
         name = f"{suffixed['basename']}.JPEG"
-    return name if _IMAGENET.fullmatch(name) else None
+    return f"{name[:-5]}.JPEG" if _IMAGENET.fullmatch(name) else None
 
 
 def spellings(name: str | bytes) -> list[str]:
@@ -44,8 +45,13 @@ def spellings(name: str | bytes) -> list[str]:
 
     Args:
         name: text, or the bytes of a ZIP entry that does not say it is UTF-8. By the book those are cp437; Info-ZIP on
-            Linux writes the system's bytes, mostly UTF-8; some tools write Latin-1.
+            Linux writes the system's bytes, mostly UTF-8; some tools write Latin-1. Text with escaped bytes (as Python
+            gives names of files and of tar members that are not UTF-8) is taken for those bytes.
     """
+    if isinstance(name, str):
+        with contextlib.suppress(UnicodeEncodeError):
+            escaped = name.encode("utf-8", errors="surrogateescape")
+            name = name if _is_utf8(escaped) else escaped
     if isinstance(name, str):
         texts = [name]
     elif name.isascii():
@@ -58,6 +64,14 @@ def spellings(name: str | bytes) -> list[str]:
             except UnicodeDecodeError:
                 continue
     return list(dict.fromkeys(unicodedata.normalize("NFC", text).replace("\\", "/") for text in texts))
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -84,10 +98,14 @@ class Finder(Generic[Handle]):
         source: says how many parts identify an image.
         wanted: paths in upstream's layout (`Record.file`).
         aliases: other paths under which images may be found (FFHQ's own numbering).
+        inside: where all names lie, if that tells something: the path of their archive, without its ending.
     """
 
-    def __init__(self, source: Source, wanted: Iterable[str], aliases: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, source: Source, wanted: Iterable[str], aliases: Mapping[str, str] | None = None, inside: str = ""
+    ) -> None:
         self._source = source
+        self._inside = _parts(inside)
         self._aimed: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
         self._skeletons: dict[str, set[str]] = {}
         self._best: dict[str, _Best[Handle]] = {}
@@ -105,6 +123,13 @@ class Finder(Generic[Handle]):
             return imagenet_basename(parts[-1]) or parts[-1]
         return parts[-1]
 
+    def may_want(self, name: bytes) -> bool:
+        """A quick look at a stored name, for archives of millions: False only if `offer` would find nothing."""
+        if not name.isascii():
+            return True
+        last = name[max(name.rfind(b"/"), name.rfind(b"\\")) + 1 :].decode("ascii")
+        return self._basename((last,)) in self._aimed
+
     def offer(self, name: str | bytes, handle: Handle) -> list[str]:
         """Consider one stored file.
 
@@ -115,6 +140,7 @@ class Finder(Generic[Handle]):
         for spelling in spellings(name):
             parts = _parts(spelling)
             if parts:
+                parts = (*self._inside, *parts)
                 aimed = self._aimed.get(self._basename(parts), ())
                 found += [path for path, aim in aimed if self._consider(path, aim, parts, spelling, handle)]
         if not found and self._skeletons and not name.isascii():
@@ -132,10 +158,14 @@ class Finder(Generic[Handle]):
             tail = len(aim) - 1  # not a name that identifies an image: its folders have to agree
         if agreement < min(tail, len(aim)):
             return False
-        # progan_train/cat/0_real/00001.png is not progan_val/cat/0_real/00001.png, however much of them agrees.
-        above = set(parts[:-agreement]) & set(self._source.folders)
-        if agreement < len(aim) and above and aim[0] in self._source.folders and aim[0] not in above:
-            return False
+        # progan_train/cat/0_real/00001.png is not progan_val/cat/0_real/00001.png, however much of them agrees; where
+        # nothing tells which of them cat/0_real/00001.png is, it is neither. (A single name that identifies an image
+        # does not need its folder.)
+        folders = self._source.folders
+        if agreement < len(aim) and aim[0] in folders:
+            above = next((part for part in reversed(parts[:-agreement]) if part in folders), None)
+            if above != aim[0] and (above is not None or (len(folders) > 1 and tail > 1)):
+                return False
         best = self._best.get(path)
         if best is None or agreement > best.agreement:
             self._best[path] = _Best(agreement, name, handle)
@@ -148,7 +178,7 @@ class Finder(Generic[Handle]):
         sure = {path: best.handle for path, best in self._best.items() if best.rival is None}
         for path, offers in self._weak.items():
             same_name = {p for p, others in self._weak.items() if others[0] == offers[0]}
-            if path not in self._best and len({name for name, _ in offers}) == 1 and len(same_name) == 1:
+            if path not in self._best and all(offer == offers[0] for offer in offers) and len(same_name) == 1:
                 sure[path] = offers[0][1]
         return sure
 

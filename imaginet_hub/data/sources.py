@@ -420,38 +420,32 @@ class PinnedList:
 
     Attributes:
         name: its file name.
-        address: where it is, at the pinned commit.
+        addresses: where it is: at the pinned commit, and at others that hold the same content.
         git_sha1: SHA-1 of "blob <bytes>\\0" and its bytes, as git names it.
     """
 
     name: str
-    address: str
+    addresses: tuple[str, ...]
     git_sha1: str
 
 
-_UPSTREAM = "github:delyan-boychev/imaginet/d87b53a03466a68f5e1910d75c7909b8ba596f99"
+#: Upstream's repository as of 2025-04-21, and the commit that added the lists, which never changed since.
+_COMMITS = ("d87b53a03466a68f5e1910d75c7909b8ba596f99", "3f0efe72a3d080f2d664dc5c700ea27b39acb455")
+
+
+def _pinned(folder: str, name: str, git_sha1: str) -> PinnedList:
+    addresses = tuple(f"github:delyan-boychev/imaginet/{commit}/{folder}/{name}" for commit in _COMMITS)
+    return PinnedList(name, addresses, git_sha1)
+
+
 #: Upstream's lists, by split; `calibration.txt` marks rows of the train list.
 LISTS: dict[str, PinnedList] = {
-    "train": PinnedList(
-        "train_annotations.txt",
-        f"{_UPSTREAM}/annotations/train_annotations.txt",
-        "4e6a81be7de775c15ea9cd95c37ef81581524d7b",
-    ),
-    "calibration": PinnedList(
-        "calibration.txt", f"{_UPSTREAM}/annotations/calibration.txt", "f007140e95530be18e0b429123c933c89af9db40"
-    ),
-    "test": PinnedList(
-        "test_annotations.txt",
-        f"{_UPSTREAM}/annotations/test_annotations.txt",
-        "05942b0eee1a1edc196883daeaf0ab08ad4e79e7",
-    ),
+    "train": _pinned("annotations", "train_annotations.txt", "4e6a81be7de775c15ea9cd95c37ef81581524d7b"),
+    "calibration": _pinned("annotations", "calibration.txt", "f007140e95530be18e0b429123c933c89af9db40"),
+    "test": _pinned("annotations", "test_annotations.txt", "05942b0eee1a1edc196883daeaf0ab08ad4e79e7"),
 }
 #: `<Drive id>,<uuid>.png,<MD5 of the RGB pixels>` a line, for the 22,500 faces.
-FFHQ_LIST = PinnedList(
-    "ffhq_filenames.txt",
-    f"{_UPSTREAM}/download_scripts/ffhq_filenames.txt",
-    "d3e7ce8fd4a7c0d6c454621aba4824d657970b0f",
-)
+FFHQ_LIST = _pinned("download_scripts", "ffhq_filenames.txt", "d3e7ce8fd4a7c0d6c454621aba4824d657970b0f")
 #: FFHQ's own index, ffhq-dataset-v2.json: address, bytes, MD5.
 FFHQ_INDEX = ("drive:16N0RV4fHI6joBuKbQAoG34V_cQk7vxSA", 267_793_842, "425ae20f06a4da1d4dc0f46d40ba5fd6")
 

@@ -7,8 +7,10 @@ base takes the place of everything before `/val2017/<id>.jpg` and `/zips/...` (c
 
 from __future__ import annotations
 
+import contextlib
 import html.parser
 import os
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,7 +55,9 @@ class Endpoints:
         moved = _from_environment() | dict(given or {})
         for host, base in moved.items():
             if host not in _DEFAULTS:
-                raise UsageError(f"{ENDPOINTS_VARIABLE}: expected one of {', '.join(_DEFAULTS)}, got {host!r}")
+                # Not quoted unless it is a word: what stands there may be a piece of an address with a password.
+                got = repr(host) if re.fullmatch(r"\w{1,20}", host) else "something else"
+                raise UsageError(f"{ENDPOINTS_VARIABLE}: expected one of {', '.join(_DEFAULTS)}, got {got}")
             try:
                 parts = urlsplit(base)
                 fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or True)
@@ -74,7 +78,7 @@ def _from_environment() -> dict[str, str]:
     for item in filter(None, (item.strip() for item in os.environ.get(ENDPOINTS_VARIABLE, "").split(","))):
         host, equals, base = item.partition("=")
         if not equals:
-            raise UsageError(f"{ENDPOINTS_VARIABLE}: expected host=address,host=address, got {host!r} alone")
+            raise UsageError(f"{ENDPOINTS_VARIABLE}: expected host=address,host=address, got an item without '='")
         moved[host.strip()] = base.strip()
     return moved
 
@@ -111,6 +115,9 @@ class HubFile(Remote):
         super().__init__(source, url)
         self._repo = repo
         self._token = hub_token()
+        if self._token is not None and not re.fullmatch(r"[!-~]+", self._token):
+            remedy = "set HF_TOKEN anew, or log in again with `hf auth login`"
+            raise self.error("access", "a Hugging Face token of printable ASCII characters", "another", remedy)
         self._signed: str | None = None
         self._lock = threading.Lock()
 
@@ -124,7 +131,8 @@ class HubFile(Remote):
         # The Hub names its reason; a signed address that has expired does not.
         if response.url != self._url and "x-error-code" not in response.headers:
             with self._lock:
-                self._signed = None
+                if self._signed == response.url:  # else another thread has renewed it already
+                    self._signed = None
             return TryAgain(
                 self.error(
                     "access",
@@ -178,10 +186,16 @@ class DriveFile(Remote):
             return self._confirmed or self._url, {}
 
     def refused(self, response: Response) -> FetchError | TryAgain:
-        with self._lock:
-            confirmed, self._confirmed = self._confirmed, None
         error = self.error("access", "a file that anybody may read", f"HTTP {response.status}", self.other_ways())
-        return error if confirmed is None else TryAgain(error, most=2)
+        return TryAgain(error, most=2) if self._forget(response) else error
+
+    def _forget(self, response: Response) -> bool:
+        """Whether it was the confirmed address that was asked; it has had its day then."""
+        asked = response.redirects[0][0] if response.redirects else response.url
+        with self._lock:
+            if self._confirmed == asked:  # else another thread has renewed it already
+                self._confirmed = None
+        return asked != self._url
 
     def judge(self, response: Response, head: bytes | None) -> None:
         if "accounts.google." in (urlsplit(response.url).hostname or ""):
@@ -191,13 +205,14 @@ class DriveFile(Remote):
             return
         text = head.decode("utf-8", errors="replace")
         form = _Form.find(text)
-        with self._lock:
-            stale, self._confirmed = self._confirmed, None
-            if form is not None and stale is None:
-                self._confirmed = self._confirm(form, response.url)
+        confirmed = self._forget(response)
         if form is not None:
+            if not confirmed:
+                address = self._confirm(form, response.url)
+                with self._lock:
+                    self._confirmed = self._confirmed or address
             nothing = self.error("format", "the file", "a form to confirm, again and again", self.other_ways())
-            raise TryAgain(nothing, counts=stale is not None, most=2)
+            raise TryAgain(nothing, counts=confirmed, most=2)
         lowered = text.lower()
         if "too many users" in lowered or "quota" in lowered:
             raise self.error(
@@ -217,12 +232,16 @@ class DriveFile(Remote):
         query = urlencode(form.fields)
         if self._moved:
             return f"{self._base}/download?{query}"
-        action = urljoin(page, form.action)
-        parts = urlsplit(action)
-        if parts.scheme != "https" or not f".{parts.hostname}".endswith(_DRIVE_DOMAINS):
-            raise self.error(
-                "format", "a form that leads to Google Drive", f"one that leads to {shown(action)}", self.other_ways()
-            )
+        try:
+            action = urljoin(page, form.action)
+            parts = urlsplit(action)
+            ours = origin_of(action)[0] == "https" and f".{parts.hostname}".endswith(_DRIVE_DOMAINS)
+            leads = shown(action)
+        except ValueError:
+            ours, leads = False, "no address"
+        if not ours:
+            expected, got = "a form that leads to Google Drive", f"one that leads to {leads}"
+            raise self.error("format", expected, got, self.other_ways())
         return f"{action}{'&' if parts.query else '?'}{query}"
 
     def learn(self, response: Response) -> None:
@@ -242,7 +261,9 @@ class _Form(html.parser.HTMLParser):
     @classmethod
     def find(cls, text: str) -> _Form | None:
         form = cls()
-        form.feed(text)
+        # The parser gives up on some malformed declarations; a page like that is not Drive's.
+        with contextlib.suppress(AssertionError, NotImplementedError):
+            form.feed(text)
         return form if form._seen else None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import logging
 import os
 import random
 import re
+import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Any
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import httpx2 as httpx
@@ -26,12 +30,17 @@ from imaginet_hub.errors import FetchError, UsageError
 
 __all__ = ["Cancelled", "Http", "Limits", "Remote", "Response", "TryAgain", "origin_of", "redacted"]
 
-_CHUNK = 256 * 1024
 _MAX_REDIRECTS = 10
 _RETRIED = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
 #: An answer that resumes many times but trickles is a stall: bytes per second, over so many seconds.
 _SLOW, _SLOW_S = 1024, 30
 _PROGRESS = 64 * 1024
+#: The body of a redirect is read if it is this short, so that the connection can be used again.
+_SHORT = 16 * 1024
+_LONGEST_TIMEOUT_S = 86_400.0
+#: Who logs addresses and headers of requests.
+_LOGGERS = ("httpx2", *(f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")))
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _HTML = re.compile(rb"\s*(<!doctype html|<html)", re.IGNORECASE)
 
 
@@ -62,7 +71,7 @@ class TryAgain(Exception):
 def _timeout() -> float:
     text = os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", "")
     try:
-        return float(text) if text and float(text) > 0 else 10.0
+        return min(float(text), _LONGEST_TIMEOUT_S) if text and float(text) > 0 else 10.0
     except ValueError as error:
         raise UsageError(f"HF_HUB_DOWNLOAD_TIMEOUT: expected a number of seconds, got {text!r}") from error
 
@@ -107,6 +116,22 @@ def redacted(text: str) -> str:
     return re.sub(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", lambda m: shown(m[0]) if _splits(m[0]) else "(address)", text)
 
 
+def _harmless(error: BaseException) -> BaseException | None:
+    """The error as a cause to show in tracebacks, or None if its words hold something secret."""
+    return error if redacted(str(error)) == str(error) else None
+
+
+class _Discreet(logging.Filter):
+    """Lets the HTTP library's records through without secrets."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redacted(record.getMessage()), ()
+        return True
+
+
+_DISCREET = _Discreet()
+
+
 def _splits(url: str) -> bool:
     try:
         return urlsplit(url).port is not None or True
@@ -139,6 +164,7 @@ class Remote:
         self.size: int | None = None
         self._url = url
         self._version: dict[str, str] = {}
+        self._changed: FetchError | None = None
 
     def locate(self) -> tuple[str, dict[str, str]]:
         """Where to send the request, and with which headers of its own."""
@@ -180,16 +206,23 @@ class Remote:
             return
         before = self._version.setdefault(what, value)
         if before != value:
-            raise self.error(
-                "changed",
-                f"one version of the file ({what} {before})",
-                f"another ({what} {value})",
-                "it was replaced on the host while it was being read; run the same command again",
-            )
+            raise self.changed(f"one version of the file ({what} {before})", f"another ({what} {value})")
+
+    def changed(self, expected: str, got: str) -> FetchError:
+        """The error that the file is not the one it was; nothing more is asked of this one (see `check_version`)."""
+        remedy = "it was replaced on the host while it was being read; run the same command again"
+        self._changed = self.error("changed", expected, got, remedy)
+        return self._changed
+
+    def check_version(self) -> None:
+        """Raise what `changed` said, if it was ever said: other requests for this version are in vain."""
+        if self._changed is not None:
+            raise self._changed
 
     def forget_version(self) -> None:
         """Start over with whatever is there now."""
         self.size = None
+        self._changed = None
         self._version.clear()
 
     def other_ways(self) -> str:
@@ -214,7 +247,7 @@ class Http:
         limits: how patient to be.
 
     Proxies come from the usual variables (HTTPS_PROXY, NO_PROXY ...); certificates are always verified. After
-    `cancel()`, every thread inside raises `Cancelled` at the next chunk.
+    `cancel()`, every thread inside raises `Cancelled`: at the next piece, or at once where it waits for one.
     """
 
     def __init__(self, *, max_connections: int = 16, limits: Limits | None = None) -> None:
@@ -222,6 +255,9 @@ class Http:
         self.moved = 0
         self._stop = threading.Event()
         self._count = threading.Lock()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        for name in _LOGGERS:
+            logging.getLogger(name).addFilter(_DISCREET)
         try:
             self._client = httpx.Client(
                 timeout=httpx.Timeout(self.limits.timeout_s),
@@ -230,7 +266,11 @@ class Http:
                 headers={"user-agent": f"imaginet_hub/{version('imaginet_hub')}", "accept-encoding": "identity"},
             )
         except (ValueError, httpx.InvalidURL, ImportError) as error:  # a proxy variable that makes no sense
-            raise UsageError(f"the proxy settings cannot be used: {redacted(str(error))}") from error
+            # Not the library's words, nor as a cause: they may quote the variable, and it may hold a password.
+            raise UsageError(
+                f"the proxy settings cannot be used ({type(error).__name__}): expected http(s)://[user:password@]"
+                "host:port in HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
+            ) from None
 
     def __enter__(self) -> Http:
         return self
@@ -239,8 +279,21 @@ class Http:
         self._client.close()
 
     def cancel(self) -> None:
-        """Make every transfer stop soon."""
+        """Make every transfer stop now."""
         self._stop.set()
+        with self._count:
+            for each in list(self._sockets):
+                _shut(each)
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Remember each connection's socket, so that `cancel` can wake whoever waits for it."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            found = info["return_value"].get_extra_info("socket")
+            if isinstance(found, socket.socket):
+                with self._count:
+                    self._sockets.add(found)
+                if self._stop.is_set():
+                    _shut(found)
 
     def check(self) -> None:
         """Raise `Cancelled` if it is over."""
@@ -306,6 +359,7 @@ class Http:
     def _opened(self, remote: Remote, start: int, end: int | None) -> Iterator[tuple[Response, Iterator[bytes]]]:
         """One attempt: the answer to one request, judged, and its body."""
         self.check()
+        remote.check_version()
         url, own_headers = remote.locate()
         ranged = start > 0 or end is not None
         headers = {"range": f"bytes={start}-{'' if end is None else end - 1}"} if ranged else {}
@@ -315,24 +369,36 @@ class Http:
             try:
                 while True:
                     extra = own_headers if origin_of(url) == first else {}
-                    raw = stack.enter_context(self._client.stream("GET", url, headers={**headers, **extra}))
+                    raw = stack.enter_context(
+                        self._client.stream(
+                            "GET", url, headers={**headers, **extra}, extensions={"trace": self._trace}
+                        )
+                    )
                     if raw.status_code not in (301, 302, 303, 307, 308) or "location" not in raw.headers:
                         break
                     redirects.append((url, raw.headers))
                     url = self._next(remote, url, raw.headers["location"], len(redirects))
+                    length = _number(raw.headers.get("content-length"))
+                    if length is not None and length <= _SHORT:
+                        for _ in self._watched(remote, raw.iter_raw()):
+                            pass
                     raw.close()
                 response = Response(raw.status_code, url, raw.headers, tuple(redirects))
-                pieces = _Pieces(raw.iter_bytes(_CHUNK) if _encoded(response) else raw.iter_raw(_CHUNK))
+                # In pieces as they arrive: a library that waits to fill a larger one would hide a trickle.
+                pieces = _Pieces(self._watched(remote, raw.iter_bytes() if _encoded(response) else raw.iter_raw()))
                 length = self._accept(remote, response, pieces, start, end)
                 yield response, self._body(remote, response, pieces, start, length)
             except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as error:
-                raise self._translated(remote, error) from error
+                self.check()
+                raise self._translated(remote, error) from _harmless(error)
 
     def _next(self, remote: Remote, url: str, location: str, count: int) -> str:
         try:
             target = urljoin(url, location)
-            scheme = urlsplit(target).scheme
-        except ValueError:
+            scheme, host, _ = origin_of(target)
+            httpx.URL(target)
+            scheme = scheme if host else ""
+        except (ValueError, httpx.InvalidURL):
             target, scheme = "", ""
         if count > _MAX_REDIRECTS or scheme not in ("http", "https"):
             got = "a redirect that leads nowhere" if count <= _MAX_REDIRECTS else "redirects without end"
@@ -348,6 +414,10 @@ class Http:
         status = response.status
         if status in (401, 403):
             raise remote.refused(response)
+        if status == 407:
+            raise remote.error(
+                "access", "the file", "HTTP 407 from the proxy", "check the proxy's user and password in HTTP_PROXY"
+            )
         if status in (404, 410):
             raise remote.error("missing", "the file", f"HTTP {status}", remote.other_ways())
         if status in _RETRIED:
@@ -362,17 +432,11 @@ class Http:
                 raise error
             raise TryAgain(error, asked)
         if status == 416:
-            remote_size = response.headers.get("content-range", "")
-            raise remote.error(
-                "changed",
-                f"a file with a byte {start:,}",
-                f"HTTP 416 ({remote_size or 'shorter'})",
-                remote.other_ways(),
-            )
+            remote_size = response.headers.get("content-range", "")[:80]
+            raise remote.changed(f"a file with a byte {start:,}", f"HTTP 416 ({remote_size or 'shorter'})")
         if status not in (200, 206):
             raise remote.error("status", "HTTP 200", f"HTTP {status}", remote.other_ways())
-        length = response.headers.get("content-length", "")
-        said = int(length) if length.isdigit() else None
+        said = _number(response.headers.get("content-length"))
         if status == 200:
             if _is_html(response):
                 remote.judge(response, pieces.peek())
@@ -393,7 +457,7 @@ class Http:
         return self._accept_range(remote, response, pieces, start, end)
 
     def _accept_range(self, remote: Remote, response: Response, pieces: _Pieces, start: int, end: int | None) -> int:
-        given = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("content-range", ""))
+        given = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         if _is_html(response):
             remote.judge(response, pieces.peek())
         wanted = f"bytes {start}-{'' if end is None else end - 1}"
@@ -419,36 +483,38 @@ class Http:
     @staticmethod
     def _size(remote: Remote, size: int) -> None:
         if remote.size is not None and remote.size != size:
-            raise remote.error(
-                "changed",
-                f"a file of {remote.size:,} bytes",
-                f"one of {size:,}",
-                "it was replaced on the host while it was being read; run the same command again",
-            )
+            raise remote.changed(f"a file of {remote.size:,} bytes", f"one of {size:,}")
         remote.size = size
 
     def _body(
         self, remote: Remote, response: Response, pieces: _Pieces, start: int, length: int | None
     ) -> Iterator[bytes]:
-        got, since, mark = 0, time.monotonic(), 0
+        got = 0
         for piece in pieces:
-            self.check()
             if got == 0 and start == 0 and piece:
                 remote.judge(response, piece)
             got += len(piece)
-            with self._count:
-                self.moved += len(piece)
-            if time.monotonic() - since > _SLOW_S:
-                if got - mark < _SLOW * _SLOW_S:
-                    raise TryAgain(
-                        remote.error(
-                            "network", "a transfer", f"{got - mark:,} bytes in {_SLOW_S} s", remote.other_ways()
-                        )
-                    )
-                since, mark = time.monotonic(), got
             yield piece
         if length is not None and got != length:
             raise TryAgain(remote.error("network", f"{length:,} bytes", f"{got:,} and the end", remote.other_ways()))
+
+    def _watched(self, remote: Remote, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """The pieces of a body, counted, as long as they come fast enough and nobody cancels."""
+        got, waited, asked = 0, 0.0, time.monotonic()
+        for piece in pieces:
+            self.check()
+            # Time that the reader takes for itself is not the host's.
+            waited += time.monotonic() - asked
+            got += len(piece)
+            with self._count:
+                self.moved += len(piece)
+            if waited > _SLOW_S:
+                if got < _SLOW * _SLOW_S:
+                    slow = f"{got:,} bytes in {waited:.0f} s"
+                    raise TryAgain(remote.error("network", "a transfer", slow, remote.other_ways()))
+                got, waited = 0, 0.0
+            yield piece
+            asked = time.monotonic()
 
     def _translated(self, remote: Remote, error: Exception) -> Exception:
         """A library's exception in our words."""
@@ -510,12 +576,23 @@ def _retry_after(value: str | None) -> float | None:
     """Seconds, from either form of the header."""
     if value is None:
         return None
-    if value.strip().isdigit():
+    if re.fullmatch(r"\s*[0-9]+\s*", value):
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, LookupError, OverflowError):
         return None
+
+
+def _number(text: str | None) -> int | None:
+    """A header's number, or None if it is none (or none that a file's size could be)."""
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
+def _shut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        # The plain method: that of TLS sockets would take the connection from under its reader.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _encoded(response: Response) -> bool:

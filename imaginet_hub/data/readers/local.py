@@ -14,7 +14,7 @@ from imaginet_hub.data.matching import Finder
 from imaginet_hub.data.readers.zips import MAX_MEMBER_BYTES
 from imaginet_hub.errors import FetchError, ImageError
 
-__all__ = ["ARCHIVE_SUFFIXES", "archives_in", "find_in_folder", "kind_of", "read_file", "read_tar"]
+__all__ = ["ARCHIVE_SUFFIXES", "archives_in", "find_in_folder", "inside_of", "kind_of", "read_file", "read_tar"]
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, OverflowError)
@@ -24,6 +24,8 @@ def kind_of(path: Path) -> str:
     """`folder`, `zip`, `tar`, `7z`, or `other`; by content, not by name."""
     if path.is_dir():
         return "folder"
+    if not path.is_file():
+        return "other"
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith((b"PK\3\4", b"PK\5\6")):
@@ -32,7 +34,14 @@ def kind_of(path: Path) -> str:
         return "7z"
     if head[257:262] == b"ustar" or head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")):
         return "tar"
-    return "zip" if path.suffix.lower() == ".zip" else "other"
+    return {".zip": "zip", ".tar": "tar"}.get(path.suffix.lower(), "other")  # other bytes may come first; old tars
+
+
+def inside_of(archive: Path) -> str:
+    """Where the members of an archive lie, as a path: its own, without its ending."""
+    name = archive.name
+    ending = next((e for e in sorted(ARCHIVE_SUFFIXES, key=len, reverse=True) if name.lower().endswith(e)), "")
+    return str(archive.absolute().parent / name[: len(name) - len(ending)])
 
 
 def archives_in(folder: Path) -> list[Path]:
@@ -64,51 +73,73 @@ def read_file(path: Path, source: str) -> bytes:
 
 
 def read_tar(path: Path, source: str, finder: Finder[str]) -> Iterator[tuple[str, bytes | FetchError]]:
-    """The wanted members of a tar archive, compressed or not, in one pass; archives inside it are read too.
+    """The wanted members of a tar archive, compressed or not; archives inside it are read too.
 
-    ImageNet's training images come as a tar of tars. Only regular files are read, and none is unpacked to the disk.
+    It is read twice: which of its members match best is known at its end. ImageNet's training images come as a tar of
+    tars. Only regular files are read, and none is unpacked to the disk.
     """
+    last: dict[str, int] = {}
+    broken = None
     try:
-        with path.open("rb") as file:
-            yield from _members(file, str(path), source, finder, set(), depth=0)
+        for number, (name, _, _) in enumerate(_members(path)):
+            if finder.offer(name, name):
+                last[name] = number  # of members with one name the last one counts
     except _BROKEN as error:
-        reason = str(error) or type(error).__name__
+        broken = error  # what lies before may be there
+    wanted: dict[str, list[str]] = {}
+    for target, name in finder.found().items():
+        wanted.setdefault(name, []).append(target)
+    try:
+        for number, (name, member, archive) in enumerate(_members(path) if wanted else ()):
+            if name in wanted and last.get(name, number) == number:
+                data = _data(path, source, name, member, archive)
+                yield from ((target, data) for target in wanted.pop(name))
+                if not wanted:
+                    break
+    except _BROKEN as error:
+        broken = error
+    for target, two in finder.ambiguous().items():
+        got = f"two: {two[0]!r} and {two[1]!r}"
+        yield target, FetchError("missing", source, str(path), f"a member for {target}", got, "name a narrower one")
+    if broken is not None:
         raise FetchError(
             "corrupt",
             source,
             str(path),
             "a complete tar archive",
-            reason,
+            str(broken) or type(broken).__name__,
             "it is truncated or damaged: fetch it again",
-        ) from error
+        ) from broken
 
 
-def _members(  # type: ignore[no-untyped-def]
-    file, prefix: str, source: str, finder: Finder[str], given: set[str], depth: int
-) -> Iterator[tuple[str, bytes | FetchError]]:
+def _members(path: Path) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
+    """Regular files in their order: name (with that of the inner archive), description, the archive to read from."""
+    with path.open("rb") as file:
+        yield from _members_of(file, inside_of(path), depth=0)
+
+
+def _members_of(  # type: ignore[no-untyped-def]
+    file, inside: str, depth: int
+) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
     with tarfile.open(fileobj=file, mode="r|*", errorlevel=1) as archive:
         for member in archive:
+            archive.members.clear()  # type: ignore[attr-defined] # it would remember them all
             if not member.isreg():
                 continue
             if depth == 0 and member.name.lower().endswith(".tar"):
-                inner = archive.extractfile(member)
                 stem = member.name[: -len(".tar")]
-                yield from _members(inner, f"{prefix}/{stem}", source, finder, given, depth + 1)
-                continue
-            wanted = [p for p in finder.offer(f"{prefix}/{member.name}", member.name) if p not in given]
-            if not wanted:
-                continue
-            address = f"{prefix}: {member.name}"
-            if member.size > MAX_MEMBER_BYTES or member.issparse():
-                got = "a sparse file" if member.issparse() else f"one of {member.size:,} bytes"
-                error = FetchError(
-                    "corrupt", source, address, f"an image of at most {MAX_MEMBER_BYTES:,} bytes", got, "leave it out"
-                )
-                yield from ((p, error) for p in wanted)
-                continue
-            stream = archive.extractfile(member)
-            data = stream.read(MAX_MEMBER_BYTES + 1) if stream is not None else b""
-            if len(data) != member.size:
-                raise EOFError(f"{member.name} ends after {len(data):,} of {member.size:,} bytes")
-            given.update(wanted)
-            yield from ((p, data) for p in wanted)
+                yield from _members_of(archive.extractfile(member), f"{inside}/{stem}", depth + 1)
+            else:
+                yield f"{inside}/{member.name}", member, archive
+
+
+def _data(path: Path, source: str, name: str, member: tarfile.TarInfo, archive: tarfile.TarFile) -> bytes | FetchError:
+    if member.size > MAX_MEMBER_BYTES or member.issparse():
+        got = "a sparse file" if member.issparse() else f"one of {member.size:,} bytes"
+        expected = f"an image of at most {MAX_MEMBER_BYTES:,} bytes"
+        return FetchError("corrupt", source, f"{path}: {member.name}", expected, got, "leave it out")
+    stream = archive.extractfile(member)
+    data = stream.read(MAX_MEMBER_BYTES + 1) if stream is not None else b""
+    if len(data) != member.size:
+        raise EOFError(f"{name} ends after {len(data):,} of {member.size:,} bytes")
+    return data

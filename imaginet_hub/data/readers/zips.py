@@ -13,9 +13,9 @@ import struct
 import zlib
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,12 +33,18 @@ _RUN_BYTES = 4 * 1024**2
 _GAP_BYTES = 128 * 1024
 _GAP_SHARE = 0.01
 
+#: Where the end record is looked for: without a comment or with a short one it is in the last kilobyte.
+_TAILS = (1024, 65535 + 22 + 20 + 56)
+
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _STORED, _DEFLATED = 0, 8
+#: More than any file has; fits 64 bits.
+_BEYOND = 2**63
+_MAX_END_RECORDS = 64
 
 
 class ByteSource(Protocol):
@@ -99,19 +105,19 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One entry of the central directory. Two are equal if they hold the same bytes.
+    """One entry of the central directory. Two are equal if they hold the same bytes (by CRC-32 and size).
 
     Attributes:
-        name: as stored; text where the entry says it is UTF-8 or it is ASCII, else the stored bytes.
+        name: as stored; text where the entry says it is UTF-8 (and is) or it is ASCII, else the stored bytes.
         offset: of its local header.
         end: where the next entry (or the directory) begins.
     """
 
     name: str | bytes = field(compare=False)
     flags: int = field(compare=False)
-    method: int
+    method: int = field(compare=False)
     crc: int
-    compressed: int
+    compressed: int = field(compare=False)
     size: int
     offset: int = field(compare=False)
     attributes: int = field(compare=False)
@@ -141,56 +147,86 @@ class ZipFile:
     def __init__(self, file: RemoteFile | LocalFile) -> None:
         self.file = file
         self.directory_bytes = 0
+        self._start = 0  # of the central directory; no member reaches beyond
 
     def find(self, finder: Finder[Member]) -> dict[str, Member]:
         """Offer every member to a finder and return its sure matches."""
         offsets = array("Q")
-        start, end, count, shift = self._directory()
-        for member in self._members(start, end, count, shift):
-            offsets.append(member.offset)
-            if not member.shown.endswith("/"):
-                finder.offer(member.name, member)
-        borders = np.frombuffer(offsets, dtype=np.uint64) if offsets else np.zeros(0, dtype=np.uint64)
-        borders = np.sort(borders)
-        found = finder.found()
+        directory = self._directory()
+        wrapped = before = 0
+        for fields, name, extra in self._entries(directory):
+            compressed, size, offset = fields[8], fields[9], fields[16]
+            if 0xFFFFFFFF in (compressed, size, offset):
+                size, compressed, offset = _zip64(extra, size, compressed, offset)
+            if directory.wraps:
+                wrapped += (offset < before) << 32
+                before = offset
+            offset = min(offset + wrapped + directory.shift, _BEYOND)
+            offsets.append(offset)
+            if not name.endswith(b"/") and finder.may_want(name):
+                text = _text(name, flagged=bool(fields[3] & 0x800))
+                finder.offer(text, Member(text, fields[3], fields[4], fields[7], compressed, size, offset, fields[15]))
+        borders = np.sort(np.frombuffer(offsets, dtype=np.uint64)) if offsets else np.zeros(0, dtype=np.uint64)
         placed = {}
-        for path, member in found.items():
-            after = int(np.searchsorted(borders, member.offset, side="right"))
-            border = int(borders[after]) if after < len(borders) else start
+        for path, member in finder.found().items():
+            after = int(np.searchsorted(borders, np.uint64(member.offset), side="right"))
+            border = int(borders[after]) if after < len(borders) else self._start
             # The local header repeats the name and has extra fields of its own, seldom longer than these.
             most = member.offset + _LOCAL.size + len(_raw(member)) + 4096 + member.compressed
-            placed[path] = _with_end(member, max(member.offset + _LOCAL.size, min(border, most)))
+            end = max(member.offset + _LOCAL.size, min(border, most, self._start))
+            placed[path] = replace(member, end=end)
         return placed
 
-    def _directory(self) -> tuple[int, int, int, int]:
-        """Start, end, number of entries of the central directory, and what all offsets are short of."""
+    def _directory(self) -> _Directory:
+        """The central directory, as the end record describes it."""
         size = self.file.size()
-        tail_size = min(size, _END.size + _END64_LOCATOR.size + _END64.size)
-        tail = self._bytes(size - tail_size, size)
-        at = tail.rfind(b"PK\5\6")
-        if at < 0 or at + _END.size != len(tail):  # a comment follows
-            tail_size = min(size, 65535 + _END.size + _END64_LOCATOR.size + _END64.size)
-            tail = self._bytes(size - tail_size, size)
-            at = tail.rfind(b"PK\5\6")
-        if at < 0 or at + _END.size > len(tail):
-            head = self._bytes(0, min(8, size))
-            raise self.file.error(
-                "format", "a ZIP archive", _kind(head), f"it may be incomplete or another format; {self.file.remedy}"
-            )
+        trouble: FetchError | None = None
+        for reach in _TAILS:
+            tail = self._bytes(max(0, size - reach), size)
+            whole = reach == _TAILS[-1] or len(tail) == size
+            ends = list(_end_records(tail, anything_after=whole))
+            for at in ends:
+                try:
+                    directory = self._described(tail, at, size)
+                except FetchError as error:
+                    if error.reason != "format":
+                        raise
+                    trouble = trouble or error
+                    continue
+                # A comment may hold anything, end records included; then only one of them leads to a directory.
+                if len(ends) == 1 or self._leads_to_entries(directory):
+                    self.directory_bytes = directory.end - directory.start
+                    self._start = directory.start
+                    return directory
+            if whole:
+                break
+        if trouble is not None:
+            raise trouble
+        raise self.file.error(
+            "format",
+            "a ZIP archive",
+            _kind(self._bytes(0, min(8, size))),
+            f"it may be incomplete or another format; {self.file.remedy}",
+        )
+
+    def _described(self, tail: bytes, at: int, size: int) -> _Directory:
+        """What the end record at a place in the file's tail says."""
         _, disk, first_disk, _, count, length, offset, _ = _END.unpack_from(tail, at)
-        end = size - tail_size + at
+        before = size - len(tail)
+        end, wide = before + at, False
         locator = at - _END64_LOCATOR.size
         if locator >= 0 and tail[locator : locator + 4] == b"PK\6\7":
             _, _, where, _ = _END64_LOCATOR.unpack_from(tail, locator)
-            end64 = size - tail_size + locator - _END64.size
-            record = self._bytes(max(0, end64), max(0, end64) + _END64.size)
+            record, end = b"", before + locator - _END64.size
+            if locator >= _END64.size:
+                record = tail[locator - _END64.size : locator]
             if record[:4] != b"PK\6\6" and where + _END64.size <= size:  # an extensible record is longer
-                end64 = where
+                end = where
                 record = self._bytes(where, where + _END64.size)
             if record[:4] != b"PK\6\6":
                 raise self.file.error("format", "a ZIP64 end record", "none", self.file.remedy)
             _, _, _, _, disk, first_disk, _, count, length, offset = _END64.unpack(record)
-            end = end64
+            wide = True
         if disk or first_disk:
             raise self.file.error("format", "a ZIP archive in one piece", "one of several volumes", self.file.remedy)
         start = end - length
@@ -198,19 +234,29 @@ class ZipFile:
             raise self.file.error(
                 "format", "a ZIP archive", "a central directory that lies outside the file", self.file.remedy
             )
-        self.directory_bytes = end - start
-        return start, end, count, start - offset
+        shift = start - offset
+        # Tools that know no ZIP64 write large archives all the same, with what is left of each offset in 32 bits.
+        wraps = not wide and shift > 0 and shift % 2**32 == 0
+        return _Directory(start, end, count, 0 if wraps else shift, wraps)
+
+    def _leads_to_entries(self, directory: _Directory) -> bool:
+        if directory.start == directory.end:
+            return directory.count == 0 and directory.shift == 0
+        head = self._bytes(directory.start, min(directory.start + 4, directory.end))
+        return head == b"PK\1\2"
 
     def _bytes(self, start: int, end: int) -> bytes:
         return b"".join(self.file.stream(start, end))
 
-    def _members(self, start: int, end: int, count: int, shift: int) -> Iterator[Member]:
+    def _entries(self, directory: _Directory) -> Iterator[tuple[tuple[Any, ...], bytes, bytes]]:
+        """Fixed fields, name and extra fields of each entry."""
         buffer, position, seen = bytearray(), 0, 0
-        pieces = self.file.stream(start, end)
+        pieces = self.file.stream(directory.start, directory.end)
+        unpack, fixed = _CENTRAL.unpack_from, _CENTRAL.size
         while True:
-            need = _CENTRAL.size
+            need = fixed
             if len(buffer) - position >= need:
-                fields = _CENTRAL.unpack_from(buffer, position)
+                fields = unpack(buffer, position)
                 if fields[0] != b"PK\1\2":
                     raise self.file.error(
                         "format", "an entry of the central directory", "other bytes", self.file.remedy
@@ -224,30 +270,15 @@ class ZipFile:
                 position = 0
                 buffer += piece
                 continue
-            yield self._member(fields, bytes(buffer[position + _CENTRAL.size : position + need]), shift, start)
+            name_end = position + fixed + fields[10]
+            yield fields, bytes(buffer[position + fixed : name_end]), bytes(buffer[name_end : name_end + fields[11]])
             position += need
             seen += 1
-        if len(buffer) != position or seen & 0xFFFF != count & 0xFFFF:
+        left = bytes(buffer[position:])
+        if (left and left[:4] != b"PK\5\5") or seen & 0xFFFF != directory.count & 0xFFFF:  # it may be signed
             raise self.file.error(
-                "format", f"{count:,} entries in the central directory", f"{seen:,}", self.file.remedy
+                "format", f"{directory.count:,} entries in the central directory", f"{seen:,}", self.file.remedy
             )
-
-    def _member(self, fields: tuple, rest: bytes, shift: int, limit: int) -> Member:
-        _, _, _, flags, method, _, _, crc, compressed, size, name_length, extra_length, _, _, _, attributes, offset = (
-            fields
-        )
-        name, extra = rest[:name_length], rest[name_length : name_length + extra_length]
-        if 0xFFFFFFFF in (compressed, size, offset):
-            size, compressed, offset = _zip64(extra, size, compressed, offset)
-        offset += shift
-        if offset + _LOCAL.size + compressed > limit:
-            raise self.file.error(
-                "format", "members that lie inside the archive", f"{name[:200]!r} beyond its end", self.file.remedy
-            )
-        text: str | bytes = name
-        if flags & 0x800 or name.isascii():
-            text = name.decode("utf-8", errors="backslashreplace")
-        return Member(text, flags, method, crc, compressed, size, offset, attributes)
 
     def unreadable(self, member: Member) -> FetchError | None:
         """Why a member cannot be taken in, by what the directory says of it; None if nothing speaks against it."""
@@ -262,6 +293,8 @@ class ZipFile:
             got = f"one of {max(member.size, member.compressed):,} bytes"
         elif member.method == _STORED and member.size != member.compressed:
             got = "a stored member of two sizes"
+        elif member.offset + _LOCAL.size + member.compressed > self._start:
+            got = "one that lies beyond the archive's end"
         if got is None:
             return None
         expected = f"an image of at most {MAX_MEMBER_BYTES:,} bytes, stored or deflated, as member {member.shown!r}"
@@ -271,46 +304,63 @@ class ZipFile:
         """The wanted members of a run: (path, its bytes or what is wrong with it)."""
         stream = _Window(self.file.stream(run.start, run.end), run.start)
         for path, member in run.members:
+            result: bytes | FetchError
             try:
-                yield path, self._extract(member, stream)
-            except FetchError as error:
-                if error.reason not in ("corrupt", "format"):
-                    raise
-                yield path, error
+                result = self._extract(member, stream)
+            except _Damaged as damage:
+                expected = f"{damage.expected} (member {member.shown!r})"
+                result = self.file.error("corrupt", expected, damage.got, self.file.remedy)
+            yield path, result
 
     def _extract(self, member: Member, stream: _Window) -> bytes:
         header = stream.take(member.offset, _LOCAL.size)
+        if header[:4] != b"PK\3\4" or len(header) < _LOCAL.size:
+            raise _Damaged("a local header", "other bytes")
         fields = _LOCAL.unpack(header)
-        if fields[0] != b"PK\3\4":
-            raise self._corrupt(member, "a local header", "other bytes")
         data_start = member.offset + _LOCAL.size + fields[9] + fields[10]
         data_end = data_start + member.compressed
-        if data_end <= member.end:
-            name = stream.take(member.offset + _LOCAL.size, fields[9])
-            data = stream.take(data_start, member.compressed)
-        else:  # uncommonly long extra fields
-            raw = self._bytes(member.offset + _LOCAL.size, data_end)
-            name, data = raw[: fields[9]], raw[fields[9] + fields[10] :]
-        if name != _raw(member):
-            raise self._corrupt(member, "its name in the local header", repr(name[:200]))
+        if data_end > self._start:
+            raise _Damaged("data inside the archive", "some beyond its end")
+        # Uncommonly long extra fields lead beyond what was asked for.
+        near = data_end <= member.end
+        data = stream.take(data_start, member.compressed) if near else self._bytes(data_start, data_end)
         if member.method == _DEFLATED:
             inflate = zlib.decompressobj(-zlib.MAX_WBITS)
             try:
                 # One byte more than declared is enough to know that the declaration was a lie.
                 data = inflate.decompress(data, member.size + 1)
             except zlib.error as error:
-                raise self._corrupt(member, "deflated data", str(error)) from error
+                raise _Damaged("deflated data", str(error)) from error
         if len(data) != member.size:
-            raise self._corrupt(
-                member, f"{member.size:,} bytes", f"{len(data):,}" if len(data) < member.size else "more"
-            )
+            raise _Damaged(f"{member.size:,} bytes", f"{len(data):,}" if len(data) < member.size else "more")
         found = zlib.crc32(data)
         if found != member.crc:
-            raise self._corrupt(member, f"CRC32 {member.crc:08x}", f"{found:08x}")
+            raise _Damaged(f"CRC32 {member.crc:08x}", f"{found:08x}")
         return data
 
-    def _corrupt(self, member: Member, expected: str, got: str) -> FetchError:
-        return self.file.error("corrupt", f"{expected} (member {member.shown!r})", got, self.file.remedy)
+
+@dataclass(frozen=True, slots=True)
+class _Directory:
+    """Where the central directory lies, how many entries it has, what all offsets are short of.
+
+    Attributes:
+        wraps: whether offsets are what is left of them in 32 bits.
+    """
+
+    start: int
+    end: int
+    count: int
+    shift: int
+    wraps: bool
+
+
+class _Damaged(Exception):
+    """A member is not what the directory says; its neighbours may be."""
+
+    def __init__(self, expected: str, got: str) -> None:
+        super().__init__(expected, got)
+        self.expected = expected
+        self.got = got
 
 
 class _Window:
@@ -343,44 +393,47 @@ def plan_runs(members: dict[str, Member]) -> list[Run]:
     Gaps between wanted members are read over, smallest first, as long as they stay below 1 % of the wanted bytes.
     """
     ordered = sorted(members.items(), key=lambda item: (item[1].offset, item[0]))
-    gaps = sorted(
-        gap for (_, a), (_, b) in itertools.pairwise(ordered) if 0 <= (gap := b.offset - a.end) <= _GAP_BYTES
-    )
-    allowed, spent, budget = -1, 0, _GAP_SHARE * sum(member.compressed for member in members.values())
-    for gap in gaps:
+    gaps = [(b.offset - a.end, number) for number, ((_, a), (_, b)) in enumerate(itertools.pairwise(ordered), start=1)]
+    bridged, spent, budget = set(), 0, _GAP_SHARE * sum(member.compressed for member in members.values())
+    for gap, number in sorted(item for item in gaps if 0 <= item[0] <= _GAP_BYTES):
         spent += gap
-        if spent > budget and gap > 0:
+        if spent > budget:
             break
-        allowed = gap
+        bridged.add(number)
     runs: list[list[tuple[str, Member]]] = []
-    for path, member in ordered:
-        last = runs[-1] if runs else None
-        if last is not None:
-            before = last[-1][1]
-            near = 0 <= member.offset - before.end <= allowed
-            if near and member.end - last[0][1].offset <= _RUN_BYTES:
-                last.append((path, member))
-                continue
-        runs.append([(path, member)])
+    for number, (path, member) in enumerate(ordered):
+        if number in bridged and member.end - runs[-1][0][1].offset <= _RUN_BYTES:
+            runs[-1].append((path, member))
+        else:
+            runs.append([(path, member)])
     return [Run(run[0][1].offset, max(m.end for _, m in run), tuple(run)) for run in runs]
 
 
-def _with_end(member: Member, end: int) -> Member:
-    return Member(
-        member.name,
-        member.flags,
-        member.method,
-        member.crc,
-        member.compressed,
-        member.size,
-        member.offset,
-        member.attributes,
-        end,
-    )
+def _end_records(tail: bytes, *, anything_after: bool) -> Iterator[int]:
+    """Where end records may begin, likeliest first: with a comment as long as they say, then with other bytes."""
+    places: list[int] = []
+    at = tail.rfind(b"PK\5\6")
+    while at >= 0 and len(places) < _MAX_END_RECORDS:
+        if at + _END.size <= len(tail):
+            places.append(at)
+        at = tail.rfind(b"PK\5\6", 0, at + 3)
+    exact = [at for at in places if at + _END.size + _END.unpack_from(tail, at)[-1] == len(tail)]
+    yield from exact
+    if anything_after:
+        yield from (at for at in places if at not in exact)
+
+
+def _text(name: bytes, *, flagged: bool) -> str | bytes:
+    if flagged or name.isascii():
+        try:
+            return name.decode("utf-8")
+        except UnicodeDecodeError:
+            return name
+    return name
 
 
 def _raw(member: Member) -> bytes:
-    return member.name if isinstance(member.name, bytes) else member.name.encode("utf-8", errors="surrogateescape")
+    return member.name if isinstance(member.name, bytes) else member.name.encode("utf-8")
 
 
 def _zip64(extra: bytes, size: int, compressed: int, offset: int) -> tuple[int, int, int]:

@@ -1,0 +1,782 @@
+"""How fast a ROOT is filled and built, next to what else could do it.
+
+    python benchmarks/fetch.py [--small] [--only zip,singles,parquet] [--with FOLDER] [--json FILE]
+
+Three parts: wanted members of a large ZIP64 behind a server with latency; many single files behind the same server;
+Parquet from a ROOT. All data is made on the fly and removed at the end. Every contender is a process of its own, so
+that peak memory is its own; the server is another. Contenders take turns, so that noise hits all of them, and the
+table gives medians. Times are of the work itself: starting Python and importing libraries is left out for everybody.
+
+`remotezip` is no dependency of this project. To have it in the table: `pip install --target FOLDER remotezip`, and
+`--with FOLDER`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+# Children of a large process start with its peak memory on their account: heavy imports are inside the functions.
+
+PARTS = ("zip", "singles", "parquet")
+WORKERS = 16
+REPO, COMMIT = "bench/images", "0123456789abcdef" * 2 + "01234567"
+_PIECE = 1024**2
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much there is of everything."""
+
+    members: int = 20_000
+    wanted: int = 1_500
+    singles: int = 5_000
+    images: int = 10_000
+    distinct: int = 300
+
+
+SMALL = Sizes(members=400, wanted=60, singles=100, images=200, distinct=20)
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def noisy_jpegs(rng: Any, count: int, width: int, height: int, noise: tuple[float, float]) -> list[bytes]:
+    """Pictures of soft colours under grain: they decode like photographs and do not compress further."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    pictures = []
+    for strength in np.linspace(*noise, count):
+        blots = rng.integers(0, 256, (height // 40, width // 40, 3), dtype=np.uint8)
+        soft = np.asarray(Image.fromarray(blots).resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+        grain = rng.normal(0, strength, (height, width, 1))
+        out = io.BytesIO()
+        Image.fromarray(np.clip(soft + grain, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=85)
+        pictures.append(out.getvalue())
+    return pictures
+
+
+def numbered(picture: bytes, number: int) -> bytes:
+    """The same picture as another file: a comment after the start marker."""
+    text = b"number %012d" % number
+    return picture[:2] + b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text + picture[2:]
+
+
+def make_data(folder: Path, sizes: Sizes, parts: list[str]) -> dict[str, Any]:
+    """Write what the parts need; return their true sizes."""
+    import zipfile
+
+    import numpy as np
+
+    from imaginet_hub.demo.staging import write_zip
+
+    rng = np.random.default_rng(0)
+    large = noisy_jpegs(rng, sizes.distinct, 640, 480, (4, 18))
+    real = "{},0,0,4,8\n"
+    facts: dict[str, Any] = {}
+    if "zip" in parts:
+        names = [f"val2017/{number:012d}.jpg" for number in range(sizes.members)]
+        members = ((name, numbered(large[n % len(large)], n)) for n, name in enumerate(names))
+        file = write_zip(folder / "origin/zips/val2017.zip", members, zip64=True)
+        wanted = sorted(random.Random(0).sample(names, sizes.wanted))
+        (folder / "zip.txt").write_text("".join(real.format(name) for name in wanted))
+        with zipfile.ZipFile(file) as archive:
+            body = sum(archive.getinfo(name).compress_size for name in wanted)
+            directory = file.stat().st_size - archive.start_dir
+        facts["zip"] = {
+            "bytes": file.stat().st_size,
+            "images": sizes.wanted,
+            "wanted_bytes": body,
+            "directory_bytes": directory,
+        }
+    if "singles" in parts:
+        pictures = [
+            *noisy_jpegs(rng, sizes.distinct // 2, 500, 375, (2, 22)),
+            *noisy_jpegs(rng, sizes.distinct // 2, 400, 300, (4, 22)),
+        ]
+        total = 0
+        (folder / "origin/val2017").mkdir(parents=True)
+        for number in range(sizes.singles):
+            data = numbered(pictures[number * 7919 % len(pictures)], number)
+            total += (folder / f"origin/val2017/{number:012d}.jpg").write_bytes(data)
+        lines = (real.format(f"val2017/{number:012d}.jpg") for number in range(sizes.singles))
+        (folder / "singles.txt").write_text("".join(lines))
+        facts["singles"] = {"bytes": total, "images": sizes.singles}
+    if "parquet" in parts:
+        total, lines = 0, []
+        # No name may look like a split's to `imagefolder`, which would take the rest for something else.
+        for top in ("wikiart/Realism", "journeydb"):
+            (folder / "root" / top).mkdir(parents=True)
+            (folder / "fetched" / top).mkdir(parents=True)
+        for number in range(sizes.images):
+            name, ids = (f"wikiart/Realism/{number:012d}.jpg", "0,1,4,8")
+            if number % 2:
+                name, ids = (f"journeydb/{number:012d}.jpg", "1,1,2,6")
+            total += (folder / "root" / name).write_bytes(numbered(large[number % len(large)], number))
+            os.link(folder / "root" / name, folder / "fetched" / name)
+            lines.append(f"{name},{ids}\n")
+        (folder / "parquet_annotations.txt").write_text("".join(lines))
+        facts["parquet"] = {"bytes": total, "images": sizes.images}
+        _enter(folder)
+    os.sync()
+    return facts
+
+
+def _enter(folder: Path) -> None:
+    """Let a fetch find the files of a ROOT, so that they are in its ledger."""
+    from imaginet_hub.data.fetch import fetch
+
+    summary = fetch(folder / "fetched", annotations=_build_list(folder))
+    if not summary.complete:
+        raise RuntimeError(summary.text())
+
+
+def _build_list(folder: Path) -> Path:
+    """Outside of ROOT, so that no contender has to step over it."""
+    place = folder / "lists/test_annotations.txt"
+    place.parent.mkdir(exist_ok=True)
+    if not place.exists():
+        shutil.copyfile(folder / "parquet_annotations.txt", place)
+    return place
+
+
+def wanted_names(file: Path) -> list[str]:
+    return [line.split(",")[0] for line in file.read_text().splitlines()]
+
+
+# --- server ---------------------------------------------------------------------------------------------------------
+
+
+class Origin:
+    """What the server has: COCO's bucket, and the same single files as a dataset of a Hub."""
+
+    def __init__(self, folder: Path, latency_s: float) -> None:
+        self.folder = folder
+        self.latency_s = latency_s
+        self.requests = self.sent = 0
+        self.etags: dict[str, str] = {}
+        self.pages: dict[str, bytes] = {}
+        base = folder / "val2017"
+        if base.is_dir():
+            tree = []
+            for file in sorted(base.iterdir()):
+                path = f"val2017/{file.name}"
+                data = file.read_bytes()
+                self.etags[path] = hashlib.md5(data, usedforsecurity=False).hexdigest()
+                blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+                tree.append({"type": "file", "path": path, "size": len(data), "oid": blob})
+            api = f"/api/datasets/{REPO}"
+            siblings = [{"rfilename": entry["path"]} for entry in tree]
+            info = {"id": REPO, "sha": COMMIT, "private": False, "gated": False, "siblings": siblings}
+            self.pages = {
+                f"{api}/revision/main": json.dumps(info).encode(),
+                f"{api}/revision/{COMMIT}": json.dumps(info).encode(),
+                f"{api}/tree/{COMMIT}": json.dumps(tree).encode(),
+            }
+
+    def answer(self, path: str, wanted: str) -> tuple[int, list[str], bytes | Path, int, int]:
+        """Status, headers, body, and its first byte and length."""
+        if path in self.pages:
+            return 200, ["Content-Type: application/json"], self.pages[path], 0, len(self.pages[path])
+        own = []
+        prefix = f"/datasets/{REPO}/resolve/"
+        if path.startswith(prefix):
+            path = "/" + path.removeprefix(prefix).split("/", 1)[1]
+            own = [f"X-Repo-Commit: {COMMIT}"]
+        file = self.folder / path.lstrip("/")
+        if not file.is_file():
+            return 404, [], b"", 0, 0
+        size = file.stat().st_size
+        headers = ["Content-Type: application/octet-stream", "Accept-Ranges: bytes", "Server: AmazonS3", *own]
+        headers.append(f'ETag: "{self.etags.get(path.lstrip("/")) or f"{size:032x}-{size // 8388608 + 1}"}"')
+        if not wanted:
+            return 200, headers, file, 0, size
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        start = int(first) if first else max(0, size - int(last))
+        end = min(int(last), size - 1) if first and last else size - 1
+        headers.append(f"Content-Range: bytes {start}-{end}/{size}")
+        return 206, headers, file, start, end - start + 1
+
+
+class Peer(asyncio.Protocol):
+    """One connection. A server that costs little: it must not be what is measured."""
+
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
+        self.buffer = b""
+        self.busy = False
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        self._next()
+
+    def _next(self) -> None:
+        if self.busy or b"\r\n\r\n" not in self.buffer:
+            return
+        self.busy = True
+        head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
+        first, *rest = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
+        method, target, _ = first.split(" ")
+        if target.startswith("/_stats"):
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            stats = {
+                "requests": self.origin.requests,
+                "sent": self.origin.sent,
+                "cpu_s": usage.ru_utime + usage.ru_stime,
+            }
+            self._send(200, [], json.dumps(stats).encode())
+            return
+        self.origin.requests += 1
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.origin.latency_s, self._answer, method, target, headers)
+
+    def _answer(self, method: str, target: str, headers: dict[str, str]) -> None:
+        if self.transport.is_closing():
+            return
+        status, fields, body, start, length = self.origin.answer(target.partition("?")[0], headers.get("range", ""))
+        fields = [f"Content-Length: {length}", *fields]
+        if method == "HEAD":
+            self._send(status, fields, b"", length_given=True)
+        elif isinstance(body, bytes):
+            self.origin.sent += length
+            self._send(status, fields, body, length_given=True)
+        elif length <= _PIECE:
+            self.origin.sent += length
+            with body.open("rb", buffering=0) as file:
+                self._send(status, fields, os.pread(file.fileno(), length, start), length_given=True)
+        else:
+            self.transport.write(self._head(status, fields))
+            self.task = asyncio.ensure_future(self._stream(body.open("rb"), start, length))
+
+    @staticmethod
+    def _head(status: int, fields: list[str]) -> bytes:
+        return ("\r\n".join([f"HTTP/1.1 {status} OK", *fields]) + "\r\n\r\n").encode()
+
+    def _send(self, status: int, fields: list[str], body: bytes, *, length_given: bool = False) -> None:
+        if not length_given:
+            fields = [f"Content-Length: {len(body)}", *fields]
+        self.transport.write(self._head(status, fields) + body)
+        self.busy = False
+        self._next()
+
+    async def _stream(self, file: BinaryIO, start: int, length: int) -> None:
+        loop = asyncio.get_running_loop()
+        with file:
+            while length:
+                count = min(length, 4 * _PIECE)
+                try:
+                    await loop.sendfile(self.transport, file, start, count)
+                except (OSError, RuntimeError):  # the client had enough
+                    self.transport.abort()
+                    return
+                self.origin.sent += count
+                start, length = start + count, length - count
+        self.busy = False
+        self._next()
+
+
+async def serve(folder: Path, latency_s: float) -> None:
+    origin = Origin(folder, latency_s)
+    server = await asyncio.get_running_loop().create_server(lambda: Peer(origin), "127.0.0.1", 0, backlog=256)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+# --- contenders -----------------------------------------------------------------------------------------------------
+#
+# Each is given its folders and prepares itself (imports); what it returns is what is timed.
+
+Work = Callable[[], dict[str, Any] | None]
+
+
+def ours_zip(job: dict[str, Any]) -> Work:
+    return _ours(job, "zips")
+
+
+def ours_singles(job: dict[str, Any]) -> Work:
+    return _ours(job, "s3")
+
+
+def _ours(job: dict[str, Any], route: str) -> Work:
+    from imaginet_hub.data.fetch import fetch
+
+    def work() -> dict[str, Any]:
+        summary = fetch(
+            job["out"],
+            annotations=job["list"],
+            only=("coco",),
+            routes={"coco": route},
+            endpoints={"coco": job["url"]},
+            max_workers=WORKERS,
+        )
+        if not summary.complete:
+            raise RuntimeError(summary.text())
+        return {"moved": summary.bytes_moved}
+
+    return work
+
+
+def whole_zip(job: dict[str, Any]) -> Work:
+    import zipfile
+
+    import httpx2
+
+    def work() -> None:
+        file = Path(job["out"]) / "whole.zip"
+        with httpx2.stream("GET", f"{job['url']}/zips/val2017.zip") as response, file.open("wb") as out:
+            for piece in response.iter_raw(_PIECE):
+                out.write(piece)
+        with zipfile.ZipFile(file) as archive:
+            for name in wanted_names(Path(job["list"])):
+                _keep(job, name, archive.read(name))
+        file.unlink()
+
+    return work
+
+
+def fsspec_zip(job: dict[str, Any]) -> Work:
+    import aiohttp  # noqa: F401 - so that its import is not timed
+    import fsspec
+    import fsspec.implementations.http
+    import fsspec.implementations.zip
+
+    def work() -> None:
+        archive = fsspec.filesystem("zip", fo=f"{job['url']}/zips/val2017.zip", target_protocol="http")
+        for name in wanted_names(Path(job["list"])):
+            _keep(job, name, archive.cat_file(name))
+
+    return work
+
+
+def remotezip_zip(job: dict[str, Any]) -> Work:
+    import remotezip
+    import requests
+
+    def work() -> None:
+        with (
+            requests.Session() as session,
+            remotezip.RemoteZip(f"{job['url']}/zips/val2017.zip", session=session) as archive,
+        ):
+            for name in wanted_names(Path(job["list"])):
+                _keep(job, name, archive.read(name))
+
+    return work
+
+
+def sequential_singles(job: dict[str, Any]) -> Work:
+    import httpx2
+
+    def work() -> None:
+        with httpx2.Client() as client:
+            for name in wanted_names(Path(job["list"])):
+                response = client.get(f"{job['url']}/{name}")
+                response.raise_for_status()
+                _keep(job, name, response.content)
+
+    return work
+
+
+def hub_16_singles(job: dict[str, Any]) -> Work:
+    return _hub(job, WORKERS)
+
+
+def hub_8_singles(job: dict[str, Any]) -> Work:
+    return _hub(job, 8)
+
+
+def _hub(job: dict[str, Any], workers: int) -> Work:
+    from huggingface_hub import snapshot_download
+
+    def work() -> None:
+        snapshot_download(REPO, repo_type="dataset", local_dir=job["out"], max_workers=workers)
+
+    return work
+
+
+def _keep(job: dict[str, Any], name: str, data: bytes) -> None:
+    file = Path(job["out"]) / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+
+
+def copy_parquet(job: dict[str, Any]) -> Work:
+    names = wanted_names(Path(job["list"]))
+
+    def work() -> None:
+        for name in names:
+            file = Path(job["out"]) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(job["root"]) / name, file)
+
+    return work
+
+
+def _build(job: dict[str, Any], root: str, processes: int) -> Work:
+    from imaginet_hub.data.repository import build_repository
+
+    def work() -> None:
+        build_repository(
+            job[root],
+            Path(job["out"]) / "built",
+            annotations=job["list"],
+            num_proc=processes,
+            render_card=lambda report: "",
+        )
+
+    return work
+
+
+def fetched_1_parquet(job: dict[str, Any]) -> Work:
+    return _build(job, "fetched", 1)
+
+
+def fetched_2_parquet(job: dict[str, Any]) -> Work:
+    return _build(job, "fetched", 2)
+
+
+def unknown_1_parquet(job: dict[str, Any]) -> Work:
+    return _build(job, "root", 1)
+
+
+def unknown_2_parquet(job: dict[str, Any]) -> Work:
+    return _build(job, "root", 2)
+
+
+def _imagefolder(job: dict[str, Any], processes: int | None) -> Work:
+    from datasets import load_dataset_builder
+    from datasets.packaged_modules.imagefolder import imagefolder  # noqa: F401 - so that its import is not timed
+
+    def work() -> None:
+        builder = load_dataset_builder("imagefolder", data_dir=job["root"], cache_dir=f"{job['out']}/cache")
+        builder.download_and_prepare(f"{job['out']}/built", file_format="parquet", num_proc=processes)
+
+    return work
+
+
+def imagefolder_1_parquet(job: dict[str, Any]) -> Work:
+    return _imagefolder(job, None)
+
+
+def imagefolder_2_parquet(job: dict[str, Any]) -> Work:
+    return _imagefolder(job, 2)
+
+
+CONTENDERS: dict[str, dict[str, tuple[Callable[[dict[str, Any]], Work], str]]] = {
+    "zip": {
+        "ours": (ours_zip, f"`fetch`, route `zips`, {WORKERS} connections"),
+        "whole": (whole_zip, "whole archive, then unzip"),
+        "fsspec": (fsspec_zip, "fsspec `zip` over `http`, one by one"),
+        "remotezip": (remotezip_zip, "remotezip with a session, one by one"),
+    },
+    "singles": {
+        "ours": (ours_singles, f"`fetch`, route `s3`, {WORKERS} connections"),
+        "sequential": (sequential_singles, "httpx2, one by one"),
+        "hub16": (hub_16_singles, f"`snapshot_download`, {WORKERS} workers"),
+        "hub8": (hub_8_singles, "`snapshot_download`, 8 workers (its default)"),
+    },
+    "parquet": {
+        "copy": (copy_parquet, "`shutil.copyfile`, one by one"),
+        "fetched1": (fetched_1_parquet, "`build_repository` of a fetched ROOT, 1 thread"),
+        "fetched2": (fetched_2_parquet, "`build_repository` of a fetched ROOT, 2 threads"),
+        "unknown1": (unknown_1_parquet, "`build_repository`, files never seen, 1 thread"),
+        "unknown2": (unknown_2_parquet, "`build_repository`, files never seen, 2 threads"),
+        "imagefolder1": (imagefolder_1_parquet, "`imagefolder` to Parquet, 1 process"),
+        "imagefolder2": (imagefolder_2_parquet, "`imagefolder` to Parquet, 2 processes"),
+    },
+}
+#: They decode every image completely and hash it, or know that this was done; the others take what comes.
+CHECKING = {"ours", "fetched1", "fetched2", "unknown1", "unknown2"}
+
+
+def check_all(folder: Path, threads: int) -> None:
+    """What ours does with every image on the way: decode it completely, and hash it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from imaginet_hub.data.images import examine, read_bytes
+
+    files = list(folder.rglob("*.jpg"))
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(lambda file: examine(read_bytes(file), file.name), files):
+            pass
+
+
+def run_child(job: dict[str, Any]) -> dict[str, Any]:
+    """One contender, once."""
+    sys.path += job["extra"]
+    work = CONTENDERS[job["part"]][job["name"]][0](job)
+    import_mb = _peak_mb()
+    before, start = _cpu_s(), time.perf_counter()
+    result = work() or {}
+    seconds = time.perf_counter() - start
+    cpu_s = _cpu_s() - before
+    # The peak of this process and, if it had processes of its own, the largest of them on top.
+    peak = _peak_mb() + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    measured = {"seconds": seconds, "cpu_s": cpu_s, "peak_mb": peak, "start_mb": import_mb}
+    _is_whole(job)
+    if job["name"] not in CHECKING:
+        import imaginet_hub.data.images  # noqa: F401
+
+        folder = Path(job["root"]) if job["part"] == "parquet" else Path(job["out"])
+        threads = 1 if job["name"].endswith("1") else 2
+        start = time.perf_counter()
+        check_all(folder, threads)
+        measured["check_s"] = time.perf_counter() - start
+    return {**measured, **result}
+
+
+def _is_whole(job: dict[str, Any]) -> None:
+    """Whether a contender did its work: every image is there."""
+    wanted = len(wanted_names(Path(job["list"])))
+    files = list((Path(job["out"]) / "built").rglob("*.parquet"))
+    if files:
+        import pyarrow.parquet as pq
+
+        found = sum(pq.read_metadata(file).num_rows for file in files)
+        size = sum(file.stat().st_size for file in files)
+        images = sum(path.stat().st_size for path in Path(job["root"]).rglob("*.jpg"))
+        if size < images:
+            raise RuntimeError(f"{job['name']}: {size:,} bytes of Parquet for {images:,} bytes of images")
+    else:
+        found = sum(1 for file in Path(job["out"]).rglob("*.jpg") if file.is_file())
+    if found != wanted:
+        raise RuntimeError(f"{job['name']}: {found:,} images instead of {wanted:,}")
+
+
+def _cpu_s() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Starts the server and the contenders."""
+
+    def __init__(self, folder: Path, extra: list[str], latency_s: float) -> None:
+        self.folder = folder
+        self.extra = extra
+        self.server = subprocess.Popen(
+            [sys.executable, __file__, "--serve", str(folder / "origin"), "--latency-ms", str(latency_s * 1000)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        port = self.server.stdout.readline().strip() if self.server.stdout else ""
+        self.url = f"http://127.0.0.1:{port}"
+
+    def close(self) -> None:
+        self.server.terminate()
+        self.server.wait()
+
+    def stats(self) -> dict[str, float]:
+        with urllib.request.urlopen(f"{self.url}/_stats") as response:
+            stats: dict[str, float] = json.load(response)
+        return stats
+
+    def once(self, part: str, name: str) -> dict[str, Any]:
+        """One run of one contender."""
+        out = self.folder / "out"
+        out.mkdir()
+        job = {
+            "part": part,
+            "name": name,
+            "url": self.url,
+            "out": str(out),
+            "list": str(self.folder / ("lists/test_annotations.txt" if part == "parquet" else f"{part}.txt")),
+            "root": str(self.folder / "root"),
+            "fetched": str(self.folder / "fetched"),
+            "extra": self.extra,
+        }
+        environment = {
+            **os.environ,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            "HF_HOME": str(out / "hf_home"),
+            "NO_PROXY": "127.0.0.1",
+        }
+        if part == "singles":
+            environment["HF_ENDPOINT"] = self.url
+        os.sync()  # what the run before wrote is not written out on this one's time
+        load = os.getloadavg()[0]
+        before = self.stats()
+        child = subprocess.run(
+            [sys.executable, __file__, "--child", json.dumps(job)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        result: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+        after = self.stats()
+        shutil.rmtree(out)
+        result |= {"part": part, "name": name, "load": load}
+        result |= {f"server_{key}": after[key] - before[key] for key in after}
+        return result
+
+
+def available(name: str, extra: list[str]) -> bool:
+    if name != "remotezip":
+        return True
+    code = "import sys; sys.path += sys.argv[1:]; import remotezip"
+    return subprocess.run([sys.executable, "-c", code, *extra], capture_output=True, check=False).returncode == 0
+
+
+def measure(bench: Bench, parts: list[str], repeats: int, names: list[str]) -> list[dict[str, Any]]:
+    runs = []
+    for part in parts:
+        chosen = [n for n in CONTENDERS[part] if available(n, bench.extra) and (not names or n in names)]
+        for turn in range(repeats):
+            for name in chosen:
+                run = bench.once(part, name)
+                runs.append(run)
+                print(
+                    f"{part} {name} {turn + 1}/{repeats}: {run['seconds']:.2f} s, {run['cpu_s']:.2f} s CPU, "
+                    f"{run['peak_mb']:.0f} MB, load before {run['load']:.2f}",
+                    file=sys.stderr,
+                )
+    return runs
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def tables(runs: list[dict[str, Any]], facts: dict[str, Any], latency_ms: float, repeats: int) -> Iterator[str]:
+    """The results as Markdown."""
+    for part in PARTS:
+        mine: dict[str, list[dict[str, Any]]] = {}
+        for run in runs:
+            if run["part"] == part:
+                mine.setdefault(run["name"], []).append(run)
+        if mine:
+            yield from _table(part, mine, facts[part], latency_ms)
+            yield ""
+    loads = [run["load"] for run in runs]
+    yield (
+        f"Medians of {repeats} (least to most); {os.cpu_count()} cores; load average before the runs "
+        f"{min(loads):.2f} to {max(loads):.2f}."
+    )
+
+
+def _table(
+    part: str, mine: dict[str, list[dict[str, Any]]], facts: dict[str, Any], latency_ms: float
+) -> Iterator[str]:
+    def middle(name: str, key: str) -> float:
+        return statistics.median(run[key] for run in mine[name])
+
+    yield {
+        "zip": "### {images:,} members of a ZIP64 of {bytes:,} bytes, {ms:g} ms a request",
+        "singles": "### {images:,} single files, {bytes:,} bytes, {ms:g} ms a request",
+        "parquet": "### Parquet from {images:,} images, {bytes:,} bytes",
+    }[part].format(**facts, ms=latency_ms)
+    yield ""
+    reference = "copy" if part == "parquet" else "ours"
+    needed = facts["wanted_bytes"] + facts["directory_bytes"] if part == "zip" else facts["bytes"]
+    extra = (
+        ["MB/s", "of the copy's speed"]
+        if part == "parquet"
+        else ["times ours", "at 100 Mbit/s, at least", "bytes moved / needed", "requests"]
+    )
+    yield "| | seconds | with every image decoded and hashed | " + " | ".join([*extra, "CPU s", "peak MB"]) + " |"
+    yield "|---|" + "---:|" * (len(extra) + 4)
+    for name, several in mine.items():
+        seconds = middle(name, "seconds")
+        low, high = (pick(run["seconds"] for run in several) for pick in (min, max))
+        checked = (
+            "yes" if name in CHECKING else f"{statistics.median(r['seconds'] + r['check_s'] for r in several):.1f}"
+        )
+        base = middle(reference, "seconds") if reference in mine else float("nan")
+        if part == "parquet":
+            cells = [f"{facts['bytes'] / seconds / 1e6:.0f}", f"{base / seconds:.2f}"]
+        else:
+            cells = [
+                f"{seconds / base:.1f}",
+                f"{max(seconds, middle(name, 'server_sent') / 12.5e6):.0f} s",
+                f"{middle(name, 'server_sent') / needed:.3f}",
+                f"{middle(name, 'server_requests'):,.0f}",
+            ]
+        cells += [f"{middle(name, 'cpu_s'):.1f}", f"{middle(name, 'peak_mb'):.0f}"]
+        title = CONTENDERS[part][name][1]
+        yield f"| {title} | {seconds:.2f} ({low:.2f} to {high:.2f}) | {checked} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a quick look whether everything runs")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, of {', '.join(PARTS)}")
+    parser.add_argument("--names", default="", help="contenders, by their short names")
+    parser.add_argument("--repeats", type=int, default=None, help="of each contender; default 3, with --small 1")
+    parser.add_argument("--latency-ms", type=float, default=20.0, help="of every request")
+    parser.add_argument("--with", dest="extra", action="append", default=[], help="a folder to import remotezip from")
+    parser.add_argument("--scratch", help="where to make data; default: the system's folder for temporary files")
+    parser.add_argument("--json", help="a file for all runs")
+    for hidden in ("--serve", "--child", "--make"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        asyncio.run(serve(Path(args.serve), args.latency_ms / 1000))
+        return
+    if args.child:
+        print(json.dumps(run_child(json.loads(args.child))))
+        return
+    if args.make:
+        asked = json.loads(args.make)
+        print(json.dumps(make_data(Path(asked["folder"]), Sizes(**asked["sizes"]), asked["parts"])))
+        return
+
+    parts = [part for part in args.only.split(",") if part]
+    if not set(parts) <= set(PARTS):
+        parser.error(f"--only: expected parts of {', '.join(PARTS)}, got {args.only!r}")
+    repeats = args.repeats or (1 if args.small else 3)
+    with tempfile.TemporaryDirectory(prefix="imaginet-bench-", dir=args.scratch) as scratch:
+        folder = Path(scratch)
+        (folder / "origin").mkdir()
+        asked = {"folder": scratch, "sizes": asdict(SMALL if args.small else Sizes()), "parts": parts}
+        made = subprocess.run(
+            [sys.executable, __file__, "--make", json.dumps(asked)],
+            env={**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        facts = json.loads(made.stdout.splitlines()[-1])
+        bench = Bench(folder, args.extra, args.latency_ms / 1000)
+        try:
+            runs = measure(bench, parts, repeats, [name for name in args.names.split(",") if name])
+        finally:
+            bench.close()
+    print("\n".join(tables(runs, facts, args.latency_ms, repeats)))
+    if args.json:
+        Path(args.json).write_text(json.dumps({"facts": facts, "runs": runs}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
