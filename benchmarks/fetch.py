@@ -565,6 +565,16 @@ def _is_whole(job: dict[str, Any]) -> None:
         raise RuntimeError(f"{job['name']}: {found:,} images instead of {wanted:,}")
 
 
+def _busy_s() -> float:
+    """Seconds of work of all cores and all processes; 0 where the system does not say."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return 0.0
+    user, nice, system, _, _, irq, soft, *_ = (int(field) for field in fields)
+    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+
+
 def _cpu_s() -> float:
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
@@ -627,7 +637,7 @@ class Bench:
             environment["HF_ENDPOINT"] = self.url
         os.sync()  # what the run before wrote is not written out on this one's time
         load = os.getloadavg()[0]
-        before = self.stats()
+        before, busy, own, start = self.stats(), _busy_s(), _cpu_s(), time.perf_counter()
         child = subprocess.run(
             [sys.executable, __file__, "--child", json.dumps(job)],
             env=environment,
@@ -636,9 +646,10 @@ class Bench:
             check=True,
         )
         result: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
-        after = self.stats()
+        after, seconds = self.stats(), time.perf_counter() - start
+        others = _busy_s() - busy - (_cpu_s() - own) - (after["cpu_s"] - before["cpu_s"])
         shutil.rmtree(out)
-        result |= {"part": part, "name": name, "load": load}
+        result |= {"part": part, "name": name, "load": load, "others_cores": max(0.0, others / seconds)}
         result |= {f"server_{key}": after[key] - before[key] for key in after}
         return result
 
@@ -660,7 +671,7 @@ def measure(bench: Bench, parts: list[str], repeats: int, names: list[str]) -> l
                 runs.append(run)
                 print(
                     f"{part} {name} {turn + 1}/{repeats}: {run['seconds']:.2f} s, {run['cpu_s']:.2f} s CPU, "
-                    f"{run['peak_mb']:.0f} MB, load before {run['load']:.2f}",
+                    f"{run['peak_mb']:.0f} MB, load before {run['load']:.2f}, others {run['others_cores']:.2f} cores",
                     file=sys.stderr,
                 )
     return runs
@@ -680,9 +691,11 @@ def tables(runs: list[dict[str, Any]], facts: dict[str, Any], latency_ms: float,
             yield from _table(part, mine, facts[part], latency_ms)
             yield ""
     loads = [run["load"] for run in runs]
+    others = [run["others_cores"] for run in runs]
     yield (
-        f"Medians of {repeats} (least to most); {os.cpu_count()} cores; load average before the runs "
-        f"{min(loads):.2f} to {max(loads):.2f}."
+        f"Medians of {repeats} (least to most); {os.cpu_count()} cores. Load average before each run {min(loads):.2f} to "
+        f"{max(loads):.2f}; other processes took {min(others):.2f} to {max(others):.2f} cores meanwhile, "
+        f"{statistics.median(others):.2f} in the median."
     )
 
 

@@ -14,6 +14,8 @@ from imaginet_hub._register import register_on_import
 
 if TYPE_CHECKING:
     from imaginet_hub.data.builder import ImagiNet, ImagiNetConfig
+    from imaginet_hub.data.fetch import fetch
+    from imaginet_hub.data.verify import verify
     from imaginet_hub.errors import ImagiNetError
     from imaginet_hub.inference.detector import Detector
     from imaginet_hub.labels import ContentType, Generator, GeneratorFamily, Origin, Track, Vocabulary
@@ -44,6 +46,8 @@ _WHERE = {
     "SelfConResNetModel": "selfcon",
     "Track": "labels",
     "Vocabulary": "labels",
+    "fetch": "data.fetch",
+    "verify": "data.verify",
 }
 
 __all__ = [
@@ -63,6 +67,8 @@ __all__ = [
     "Track",
     "Vocabulary",
     "__version__",
+    "fetch",
+    "verify",
 ]
 
 

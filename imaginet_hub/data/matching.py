@@ -24,6 +24,7 @@ Handle = TypeVar("Handle")
 
 #: Hugging Face's copy of ImageNet appends the class to each name.
 _HF_IMAGENET = re.compile(r"(?P<basename>.+?)_(?P<wnid>n\d{8})\.JPEG", re.IGNORECASE)
+_NOT_ASCII = bytes(range(128, 256))
 _IMAGENET = re.compile(r"(ILSVRC2012_(val|test)_\d{8}|n\d{8}_\d+)\.JPEG", re.IGNORECASE)
 
 
@@ -108,6 +109,7 @@ class Finder(Generic[Handle]):
         self._inside = _parts(inside)
         self._aimed: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
         self._skeletons: dict[str, set[str]] = {}
+        self._bones: set[bytes] = set()
         self._best: dict[str, _Best[Handle]] = {}
         self._weak: dict[str, list[tuple[str, Handle]]] = {}
         for path in wanted:
@@ -115,6 +117,7 @@ class Finder(Generic[Handle]):
                 if target is not None:
                     parts = _parts(unicodedata.normalize("NFC", target))
                     self._aimed.setdefault(self._basename(parts), []).append((path, parts))
+                    self._bones.add(_skeleton(parts[-1:]).encode())
                     if not target.isascii():
                         self._skeletons.setdefault(_skeleton(parts[-source.tail :]), set()).add(path)
 
@@ -125,10 +128,17 @@ class Finder(Generic[Handle]):
 
     def may_want(self, name: bytes) -> bool:
         """A quick look at a stored name, for archives of millions: False only if `offer` would find nothing."""
+        last = name[max(name.rfind(b"/"), name.rfind(b"\\")) + 1 :]
         if not name.isascii():
+            # Accents of their own (NFD, as macOS writes it) belong to the letters before them.
+            return b"\xcc" in last or b"\xcd" in last or last.translate(None, _NOT_ASCII).lower() in self._bones
+        text = last.decode("ascii")
+        if text in self._aimed:
             return True
-        last = name[max(name.rfind(b"/"), name.rfind(b"\\")) + 1 :].decode("ascii")
-        return self._basename((last,)) in self._aimed
+        if self._source.key != "imagenet":
+            return False
+        stem = text.rpartition(".")[0]
+        return f"{stem}.JPEG" in self._aimed or f"{stem.rpartition('_')[0]}.JPEG" in self._aimed
 
     def offer(self, name: str | bytes, handle: Handle) -> list[str]:
         """Consider one stored file.

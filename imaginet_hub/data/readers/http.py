@@ -388,7 +388,7 @@ class Http:
                 pieces = _Pieces(self._watched(remote, raw.iter_bytes() if _encoded(response) else raw.iter_raw()))
                 length = self._accept(remote, response, pieces, start, end)
                 yield response, self._body(remote, response, pieces, start, length)
-            except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as error:
+            except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnicodeError) as error:
                 self.check()
                 raise self._translated(remote, error) from _harmless(error)
 
@@ -532,7 +532,7 @@ class Http:
         failed = remote.error(
             "network", "an answer", f"{type(error).__name__} ({what})", f"check the connection; {remote.other_ways()}"
         )
-        if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+        if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol | UnicodeError):  # no name of a host
             return failed
         unreachable = isinstance(error, httpx.ConnectError | httpx.ProxyError)
         return TryAgain(failed, most=2 if unreachable else None)

@@ -148,6 +148,7 @@ class ZipFile:
         self.file = file
         self.directory_bytes = 0
         self._start = 0  # of the central directory; no member reaches beyond
+        self._tail = b""
 
     def find(self, finder: Finder[Member]) -> dict[str, Member]:
         """Offer every member to a finder and return its sure matches."""
@@ -172,7 +173,7 @@ class ZipFile:
             after = int(np.searchsorted(borders, np.uint64(member.offset), side="right"))
             border = int(borders[after]) if after < len(borders) else self._start
             # The local header repeats the name and has extra fields of its own, seldom longer than these.
-            most = member.offset + _LOCAL.size + len(_raw(member)) + 4096 + member.compressed
+            most = member.offset + _LOCAL.size + len(_raw(member)) + 512 + member.compressed
             end = max(member.offset + _LOCAL.size, min(border, most, self._start))
             placed[path] = replace(member, end=end)
         return placed
@@ -182,12 +183,12 @@ class ZipFile:
         size = self.file.size()
         trouble: FetchError | None = None
         for reach in _TAILS:
-            tail = self._bytes(max(0, size - reach), size)
+            tail = self._tail = self._bytes(max(0, size - reach), size)
             whole = reach == _TAILS[-1] or len(tail) == size
             ends = list(_end_records(tail, anything_after=whole))
             for at in ends:
                 try:
-                    directory = self._described(tail, at, size)
+                    directory = self._described(tail, at, size - len(tail))
                 except FetchError as error:
                     if error.reason != "format":
                         raise
@@ -209,10 +210,9 @@ class ZipFile:
             f"it may be incomplete or another format; {self.file.remedy}",
         )
 
-    def _described(self, tail: bytes, at: int, size: int) -> _Directory:
-        """What the end record at a place in the file's tail says."""
+    def _described(self, tail: bytes, at: int, before: int) -> _Directory:
+        """What the end record at a place in the file's tail says; `before` is where the tail begins."""
         _, disk, first_disk, _, count, length, offset, _ = _END.unpack_from(tail, at)
-        before = size - len(tail)
         end, wide = before + at, False
         locator = at - _END64_LOCATOR.size
         if locator >= 0 and tail[locator : locator + 4] == b"PK\6\7":
@@ -220,7 +220,7 @@ class ZipFile:
             record, end = b"", before + locator - _END64.size
             if locator >= _END64.size:
                 record = tail[locator - _END64.size : locator]
-            if record[:4] != b"PK\6\6" and where + _END64.size <= size:  # an extensible record is longer
+            if record[:4] != b"PK\6\6" and where + _END64.size <= end:  # an extensible record is longer
                 end = where
                 record = self._bytes(where, where + _END64.size)
             if record[:4] != b"PK\6\6":
@@ -237,7 +237,7 @@ class ZipFile:
         shift = start - offset
         # Tools that know no ZIP64 write large archives all the same, with what is left of each offset in 32 bits.
         wraps = not wide and shift > 0 and shift % 2**32 == 0
-        return _Directory(start, end, count, 0 if wraps else shift, wraps)
+        return _Directory(start, end, count, 0 if wraps else shift, wraps, before)
 
     def _leads_to_entries(self, directory: _Directory) -> bool:
         if directory.start == directory.end:
@@ -251,7 +251,10 @@ class ZipFile:
     def _entries(self, directory: _Directory) -> Iterator[tuple[tuple[Any, ...], bytes, bytes]]:
         """Fixed fields, name and extra fields of each entry."""
         buffer, position, seen = bytearray(), 0, 0
-        pieces = self.file.stream(directory.start, directory.end)
+        # Of the directory, the tail holds the end or all of it.
+        here = max(directory.start, min(directory.tail, directory.end))
+        rest = self._tail[here - directory.tail : directory.end - directory.tail] if here < directory.end else b""
+        pieces = itertools.chain(self.file.stream(directory.start, here), (rest,))
         unpack, fixed = _CENTRAL.unpack_from, _CENTRAL.size
         while True:
             need = fixed
@@ -345,6 +348,7 @@ class _Directory:
 
     Attributes:
         wraps: whether offsets are what is left of them in 32 bits.
+        tail: where the part of the file begins that was read already.
     """
 
     start: int
@@ -352,6 +356,7 @@ class _Directory:
     count: int
     shift: int
     wraps: bool
+    tail: int
 
 
 class _Damaged(Exception):

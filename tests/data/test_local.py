@@ -1,0 +1,269 @@
+"""Folders and archives that people have, as they have them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import struct
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from imaginet_hub.data.matching import Finder
+from imaginet_hub.data.readers.local import archives_in, find_in_folder, inside_of, kind_of, read_file, read_tar
+from imaginet_hub.data.sources import source_named
+from imaginet_hub.demo.staging import write_zip
+from imaginet_hub.errors import FetchError
+
+COCO = ["val2017/000000000139.jpg", "val2017/000000000285.jpg", "train2017/000000000009.jpg"]
+
+
+def tar(file: Path, members: list[tuple[str, bytes]], mode: str = "w", format_: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(file, mode, format=format_, encoding="utf-8", errors="surrogateescape") as archive:  # type: ignore[call-overload]
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return file
+
+
+def finder(key: str, wanted: list[str], aliases: dict[str, str] | None = None) -> Finder:
+    source = source_named(key)
+    assert source is not None
+    return Finder(source, wanted, aliases)
+
+
+def test_kinds_by_content(tmp_path: Path) -> None:
+    assert kind_of(tmp_path) == "folder"
+    write_zip(tmp_path / "really.tar", [("a", b"")])
+    assert kind_of(tmp_path / "really.tar") == "zip"
+    write_zip(tmp_path / "sfx.zip", [("a", b"")], prefix=b"MZ" * 50)
+    assert kind_of(tmp_path / "sfx.zip") == "zip"
+    write_zip(tmp_path / "empty", [])
+    assert kind_of(tmp_path / "empty") == "zip"
+    for mode, name in (("w", "a.zip"), ("w:gz", "a"), ("w:bz2", "b"), ("w:xz", "c")):
+        assert kind_of(tar(tmp_path / name, [("a", b"1")], mode)) == "tar"
+    (tmp_path / "old.tar").write_bytes(b"\0" * 10240)
+    assert kind_of(tmp_path / "old.tar") == "tar"
+    (tmp_path / "a.7z").write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(30))
+    assert kind_of(tmp_path / "a.7z") == "7z"
+    (tmp_path / "a.txt").write_bytes(b"")
+    assert kind_of(tmp_path / "a.txt") == "other"
+    os.mkfifo(tmp_path / "pipe.zip")
+    assert kind_of(tmp_path / "pipe.zip") == "other"  # and nobody waits for somebody to write
+    with pytest.raises(OSError, match="absent"):
+        (tmp_path / "absent").stat()
+
+
+def test_where_members_lie() -> None:
+    assert inside_of(Path("/data/progan_train.zip")) == "/data/progan_train"
+    assert inside_of(Path("/data/progan_train.tar.gz")) == "/data/progan_train"
+    assert inside_of(Path("/data/progan_train.TGZ")) == "/data/progan_train"
+    assert inside_of(Path("/data/v1.2.data")) == "/data/v1.2.data"
+
+
+def test_folders(tmp_path: Path) -> None:
+    for name in (COCO[0], f"deep/er/{COCO[1]}", "flat/000000000009.jpg", "val2017/000000000009.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    found = find_in_folder(tmp_path, finder("coco", COCO))
+    assert found == {
+        COCO[0]: tmp_path / COCO[0],
+        COCO[1]: tmp_path / "deep/er" / COCO[1],
+        COCO[2]: tmp_path / "flat/000000000009.jpg",
+    }
+    assert read_file(found[COCO[0]], "coco") == COCO[0].encode()
+    # The folder's own name counts.
+    assert find_in_folder(tmp_path / "val2017", finder("coco", COCO)) == {COCO[0]: tmp_path / COCO[0]}
+    (tmp_path / "cat" / "0_real").mkdir(parents=True)
+    (tmp_path / "cat" / "0_real" / "00001.png").write_bytes(b"")
+    (tmp_path / "progan_val").symlink_to(tmp_path)
+    progan = ["progan_val/cat/0_real/00001.png", "progan_train/cat/0_real/00001.png"]
+    assert find_in_folder(tmp_path / "progan_val", finder("cnndetection", progan)).keys() == {progan[0]}
+    assert find_in_folder(tmp_path, finder("cnndetection", progan)) == {}
+
+
+def test_folders_with_names_in_other_encodings(tmp_path: Path) -> None:
+    wanted = ["wikiart/Realism/arnold-bã¶cklin_sea.jpg"]
+    folder = tmp_path / "Realism"
+    folder.mkdir()
+    with open(os.fsencode(folder) + b"/arnold-b\xe3\xb6cklin_sea.jpg", "wb") as file:  # noqa: PTH123
+        file.write(b"Latin-1")
+    found = find_in_folder(tmp_path, finder("wikiart", wanted))
+    assert read_file(found[wanted[0]], "wikiart") == b"Latin-1"
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(FetchError) as caught:
+        read_file(tmp_path, "coco")
+    assert caught.value.reason == "corrupt"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FetchError):
+        read_file(tmp_path / "pipe", "coco")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FetchError):
+        read_file(tmp_path / "link", "coco")
+
+
+def test_archives_in_a_folder(tmp_path: Path) -> None:
+    for name in ("a.zip", "b.TAR", "c.tgz", "d.tar.xz", "e.jpg", "f.7z"):
+        (tmp_path / name).touch()
+    (tmp_path / "g.zip").mkdir()
+    assert [path.name for path in archives_in(tmp_path)] == ["a.zip", "b.TAR", "c.tgz", "d.tar.xz"]
+
+
+MEMBERS = [(f"x/{path}", path.encode() * 100) for path in COCO]
+
+
+@pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_tars(tmp_path: Path, mode: str, format_: int) -> None:
+    file = tar(tmp_path / "a.tar", [("other", b"1"), *MEMBERS, ("x/last", b"2")], mode, format_)
+    assert dict(read_tar(file, "coco", finder("coco", COCO))) == {path: path.encode() * 100 for path in COCO}
+    assert dict(read_tar(file, "coco", finder("coco", COCO[1:2]))) == {COCO[1]: COCO[1].encode() * 100}
+    assert dict(read_tar(file, "coco", finder("coco", []))) == {}
+
+
+def test_a_tar_of_tars(tmp_path: Path) -> None:
+    """As ImageNet's training images come."""
+    wanted = [f"imagenet/train/n0144076{n}/n0144076{n}_1.JPEG" for n in range(3)]
+    inner = []
+    for n in range(3):
+        file = tar(tmp_path / "inner.tar", [(f"n0144076{n}_{i}.JPEG", b"%d %d" % (n, i)) for i in range(3)])
+        inner.append((f"n0144076{n}.tar", file.read_bytes()))
+    found = dict(read_tar(tar(tmp_path / "train.tar", inner), "imagenet", finder("imagenet", wanted)))
+    assert found == {path: b"%d 1" % n for n, path in enumerate(wanted)}
+
+
+def test_the_best_member_of_a_tar_wins_wherever_it_is(tmp_path: Path) -> None:
+    names = {"ffhq/a.png": "images1024x1024/00000/00000.png"}
+    small, large = ("ffhq/thumbnails128x128/00000/00000.png", b"s"), ("ffhq/images1024x1024/00000/00000.png", b"l")
+    for members in ([small, large], [large, small]):
+        file = tar(tmp_path / "a.tar", members)
+        assert dict(read_tar(file, "ffhq", finder("ffhq", ["ffhq/a.png"], names))) == {"ffhq/a.png": b"l"}
+
+
+def test_two_sizes_in_a_tar_are_no_answer(tmp_path: Path) -> None:
+    wanted = ["danbooru2021/1.jpg", "danbooru2021/2.jpg"]
+    file = tar(tmp_path / "a.tar", [("original/0001/1.jpg", b"o"), ("512px/0001/1.jpg", b"5"), ("512px/2.jpg", b"2")])
+    found = dict(read_tar(file, "danbooru", finder("danbooru", wanted)))
+    assert found.pop(wanted[1]) == b"2"
+    assert "two: " in str(found[wanted[0]])
+
+
+def test_the_last_of_members_with_one_name_counts(tmp_path: Path) -> None:
+    """As in a tar that was added to."""
+    file = tar(tmp_path / "a.tar", [(COCO[0], b"old"), ("x", b""), (COCO[0], b"new")])
+    assert dict(read_tar(file, "coco", finder("coco", COCO))) == {COCO[0]: b"new"}
+
+
+def test_the_name_of_a_tar_tells_which_half_it_is(tmp_path: Path) -> None:
+    wanted = ["progan_val/cat/0_real/00001.png", "progan_train/cat/0_real/00001.png"]
+    members = [("cat/0_real/00001.png", b"1")]
+    found = read_tar(tar(tmp_path / "progan_train.tar.gz", members, "w:gz"), "x", finder("cnndetection", wanted))
+    assert dict(found) == {wanted[1]: b"1"}
+    assert dict(read_tar(tar(tmp_path / "some.tar", members), "x", finder("cnndetection", wanted))) == {}
+
+
+def test_names_of_tar_members_in_other_encodings(tmp_path: Path) -> None:
+    wanted = ["wikiart/Realism/arnold-bã¶cklin_sea.jpg"]
+    for number, raw in enumerate(
+        (wanted[0].encode(), wanted[0].encode("latin-1"), wanted[0].encode().decode("cp437").encode())
+    ):
+        name = raw.decode("utf-8", "surrogateescape")
+        file = tar(
+            tmp_path / f"{number}.tar", [("wikiart/Realism/other.jpg", b""), (name, b"1")], "w", tarfile.GNU_FORMAT
+        )
+        assert dict(read_tar(file, "wikiart", finder("wikiart", wanted))) == {wanted[0]: b"1"}
+
+
+def test_links_and_devices_are_not_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(f"{number}/{COCO[0]}")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    assert dict(read_tar(tmp_path / "a.tar", "coco", finder("coco", COCO))) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_a_truncated_tar_gives_what_it_has(tmp_path: Path, mode: str) -> None:
+    chance = random.Random(1)
+    members = [(f"val2017/{n:012d}.jpg", chance.randbytes(100_000)) for n in range(5)]
+    file = tar(tmp_path / "a.tar", members, mode)
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size // 2)
+    results = {}
+    with pytest.raises(FetchError, match="truncated or damaged") as caught:
+        for path, data in read_tar(file, "coco", finder("coco", [name for name, _ in members])):
+            results[path] = data
+    assert caught.value.reason == "corrupt"
+    assert len(results) in (1, 2)
+    assert all(results[name] == data for name, data in members if name in results)
+
+
+def test_a_member_that_claims_too_much(tmp_path: Path) -> None:
+    file = tmp_path / "a.tar"
+    info = tarfile.TarInfo(COCO[0])
+    info.size = 300 << 20
+    file.write_bytes(info.tobuf() + bytes(1 << 20))
+    with pytest.raises(FetchError):
+        dict(read_tar(file, "coco", finder("coco", COCO)))
+    with file.open("r+b") as stream:
+        stream.truncate((300 << 20) + 2048)
+    (error,) = dict(read_tar(file, "coco", finder("coco", COCO))).values()
+    assert "314,572,800 bytes" in str(error)
+
+
+def test_mutated_tars_raise_nothing_but_our_own(tmp_path: Path) -> None:
+    chance = random.Random(11)
+    seeds = []
+    for number, (mode, format_) in enumerate(
+        (
+            ("w", tarfile.GNU_FORMAT),
+            ("w", tarfile.PAX_FORMAT),
+            ("w:gz", tarfile.PAX_FORMAT),
+            ("w:xz", tarfile.GNU_FORMAT),
+        )
+    ):
+        long = [("n" * 200 + "/ü" * 30, b"1"), *MEMBERS, (f"{number}.tar", tar(tmp_path / "i", MEMBERS).read_bytes())]
+        seeds.append(tar(tmp_path / f"{number}", long, mode, format_).read_bytes())
+    read = 0
+    for _ in range(800):
+        data = bytearray(chance.choice(seeds))
+        for _ in range(chance.randint(1, 4)):
+            at = chance.randrange(min(len(data), 6000))
+            match chance.randrange(4):
+                case 0:
+                    data[at] = chance.randrange(256)
+                case 1:
+                    data[at : at + 8] = chance.choice((b"7" * 8, b"\x80" + b"\xff" * 7, bytes(8), b"-1 x\0GNU"))
+                case 2:
+                    del data[at : at + chance.choice((1, 512))]
+                case 3:  # a header whose sum is right and whose type is not
+                    at -= at % 512
+                    header = bytearray(data[at : at + 512])
+                    if len(header) == 512:
+                        header[156] = chance.choice(b"01234567LKSxgXDMNV\xff")
+                        header[148:156] = b" " * 8
+                        header[148:156] = b"%06o\0 " % sum(header)
+                        data[at : at + 512] = header
+        file = tmp_path / "mutated.tar"
+        file.write_bytes(data)
+        with contextlib.suppress(FetchError):
+            read += bool(dict(read_tar(file, "coco", finder("coco", COCO))))
+    assert read > 50
+
+
+def test_no_tar_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "a.tar"
+    for data in (b"", b"\x1f\x8b" + bytes(30), b"text" * 400, struct.pack("<512x")):
+        file.write_bytes(data)
+        try:
+            assert dict(read_tar(file, "coco", finder("coco", COCO))) == {}
+        except FetchError as error:
+            assert error.reason == "corrupt"
