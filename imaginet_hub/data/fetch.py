@@ -262,7 +262,7 @@ def fetch(
         if plan.lacks_disk:
             raise FetchError(
                 "disk",
-                "fetch",
+                "ROOT",
                 str(base),
                 f"about {human_bytes(plan.bytes)} of free disk",
                 f"{human_bytes(plan.free or 0)}",
@@ -284,11 +284,11 @@ def _claimed(root: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout as error:
         raise FetchError(
-            "busy", "fetch", str(root), "no other fetch at work there", "one that is", "wait for it, or stop it"
+            "busy", "ROOT", str(root), "no other fetch at work there", "one that is", "wait for it, or stop it"
         ) from error
     except OSError as error:
         raise FetchError(
-            "disk", "fetch", str(root), "a folder that can be written", str(error), "choose another ROOT"
+            "disk", "ROOT", str(root), "a folder that can be written", str(error), "choose another ROOT"
         ) from error
     try:
         yield
@@ -358,7 +358,7 @@ class _Fetch:
             now = OnDisk(files, self.ledger.entries, disk.free)
             plan = summary.plan = make_plan(self.lists.manifest.records, now, self.options)
             for block in plan.blocked:
-                no_way = FetchError(block.reason, block.source, "fetch", "a way to get it", block.why, block.remedy)
+                no_way = FetchError(block.reason, block.source, "the plan", "a route", block.why, block.remedy)
                 summary.missing |= {record.file: no_way for record in block.records}
             for part in plan.parts:
                 self._fetch_part(part, summary)
@@ -617,6 +617,11 @@ class _Fetch:
             )
         in_folder: Finder[Path] = Finder(source, paths, aliases)
         found = local.find_in_folder(path, in_folder)
+        if source.key == "ffhq" and not found and not aliases and self.faces and not self.options.offline:
+            # Perhaps in FFHQ's own numbering, which its index translates.
+            with contextlib.suppress(FetchError):
+                in_folder = Finder(source, paths, self.ffhq_names())
+                found = local.find_in_folder(path, in_folder)
 
         def job(record: Record) -> Iterator[Delivery]:
             yield record.file, local.read_file(found[record.file], source.key)
@@ -629,7 +634,9 @@ class _Fetch:
         errors = {}
         for record in rest:
             two = in_folder.ambiguous().get(record.file)
-            got, remedy = ("none", "name a folder or an archive that holds it")
+            got, remedy = "none", "name a folder or an archive that holds it"
+            if source.key == "ffhq" and not self.numbers:
+                remedy += f"; files in FFHQ's own numbering need {_INDEX_FILE} beside them"
             if two:
                 got, remedy = f"two: {two[0]} and {two[1]}", "name a narrower folder"
             errors[record.file] = FetchError(
@@ -774,7 +781,7 @@ class _Fetch:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return _Fatal(
             "disk",
-            "fetch",
+            "ROOT",
             str(self.root),
             "room for the next file" if full else "a folder that can be written",
             str(error),
@@ -911,7 +918,7 @@ class _Breaker:
 
 
 def _results(job: Job, records: Mapping[str, Record]) -> Iterator[Delivery]:
-    """What a job gives; whatever parsers run into with bytes that nobody foresaw is the file's fault, not the run's."""
+    """What a job gives; what parsers run into with bytes that nobody foresaw is the file's fault, not the run's."""
     try:
         yield from job.run(*job.args)
     except _HOSTILE as failed:

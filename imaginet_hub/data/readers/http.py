@@ -227,6 +227,8 @@ class Remote:
 
     def other_ways(self) -> str:
         """What to do when this host does not deliver."""
+        if self.source == "annotations":
+            return "try again later, or name lists that you have with --annotations"
         return f"try again later, another --route, or bring the files yourself with --from {self.source}=PATH"
 
     def error(self, reason: str, expected: str, got: str, remedy: str) -> FetchError:

@@ -1,0 +1,270 @@
+"""Processes of a fetch that are killed, interrupted, or given little memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imaginet_hub.data.ledger import FOLDER, read_ledger
+from imaginet_hub.demo.mirror import Fault, Mirror, Request
+from imaginet_hub.demo.staging import DRIVE_IDS, write_zip
+from tests.conftest import PROJECT
+from tests.support.published import Published
+
+#: Two routes of single files and two of archives.
+ONLY = ("coco", "ffhq", "wikiart", "cnndetection")
+WORKERS = 4
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    return Published.make(tmp_path_factory.mktemp("published"), count=40)
+
+
+@pytest.fixture
+def mirror(published: Published) -> Iterator[Mirror]:
+    with Mirror(published.origin, latency_s=0.02) as running:
+        yield running
+
+
+def start(mirror: Mirror, published: Published, root: Path, *more: str, code: str = "", **options: Any) -> Any:
+    """`imaginet fetch` as a process of its own."""
+    code = code or "import sys; from imaginet_hub.cli import main; sys.exit(main(sys.argv[1:]))"
+    path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "fetch", str(root), "--annotations", str(published.lists)]
+        + ["--only", ",".join(ONLY), "--max-workers", str(WORKERS), *more],
+        env={**os.environ, **mirror.environ(), "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def asked_for(request: Request, published: Published) -> list[str]:
+    """The images of which this request asks for bytes (of single files, and of members by range)."""
+    if request.host == "coco":
+        return [request.path.strip("/")]
+    if request.host == "drive" and request.path == "/download" and request.query["id"] != DRIVE_IDS["wikiart"]:
+        return [FACES[request.query["id"]]]
+    if request.range is None or request.range == (0, 0) or not SPANS:
+        return []
+    name = DRIVE_IDS["wikiart"] if request.host == "drive" else "progan_val.zip"
+    low, high = request.range
+    if name not in f"{request.path}{request.query.get('id')}" or low is None or high is None:
+        return []
+    spans, directory = SPANS[name]
+    if high >= directory:  # the directory, with whatever lies before it
+        return []
+    return [path for path, (first, last) in spans.items() if low <= first and last <= high]
+
+
+FACES: dict[str, str] = {}
+SPANS: dict[str, tuple[dict[str, tuple[int, int]], int]] = {}
+
+
+def _spans(file: Path, folder: str) -> tuple[dict[str, tuple[int, int]], int]:
+    with zipfile.ZipFile(file) as opened:
+        infos = [info for info in opened.infolist() if not info.is_dir()]
+        places = {
+            info.filename if info.filename.startswith(folder) else f"{folder}/{info.filename}": (
+                info.header_offset,
+                info.header_offset + 30 + info.compress_size,
+            )
+            for info in infos
+        }
+        for info in infos:  # zipfile takes names that do not say that they are UTF-8 for cp437
+            assert info.filename.isascii()
+        return places, opened.start_dir
+
+
+def test_killed_at_twelve_points(published: Published, mirror: Mirror, tmp_path: Path) -> None:
+    """The same files in the end, nothing that had come asked for again, and nothing left behind."""
+    from imaginet_hub.data.lists import parse_faces
+
+    faces = parse_faces((published.lists / "ffhq_filenames.txt").read_bytes(), "")
+    FACES.update({face.drive_id: path for path, face in faces.items()})
+    SPANS[DRIVE_IDS["wikiart"]] = _spans(published.origin / "drive" / DRIVE_IDS["wikiart"], "wikiart")
+    SPANS["progan_val.zip"] = _spans(published.origin / "hf/sywang/CNNDetection/progan_val.zip", "progan_val")
+    chance = random.Random(20260101)
+    wanted = {path for source in ONLY for path in published.paths[source]}
+    asked: Counter[str] = Counter()
+    kills, cut, lost = 0, [], 0
+    for _ in range(40):
+        # Die after so many requests, and a moment.
+        after, moment = chance.randint(1, 16) + 3, chance.random() * 0.05
+        state: dict[str, Any] = {"process": None, "seen": 0}
+        due, lock = threading.Event(), threading.Lock()
+
+        def hook(request: Request, state: dict[str, Any] = state, after: int = after) -> Fault | None:
+            with lock:  # noqa: B023 - the hook lives no longer than the round
+                state["seen"] += 1
+                if state["seen"] >= after:
+                    due.set()  # noqa: B023
+            # Archives come slowly, so that there is something to cut.
+            return Fault(stall_after=60_000, stall_s=0.05) if request.range not in (None, (0, 0)) else None
+
+        mirror.forget()
+        mirror.fault = hook if kills < 12 else None
+        before = set(read_ledger(tmp_path)) | {path for path in wanted if (tmp_path / path).exists()}
+        process = start(mirror, published, tmp_path)
+        if kills < 12:
+            while not due.wait(0.01) and process.poll() is None:
+                pass
+            time.sleep(moment)
+        killed = process.poll() is None and kills < 12
+        if killed:
+            os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=60)
+        again = Counter(path for request in mirror.requests for path in asked_for(request, published))
+        assert not before & set(again), "asked for although it was there"
+        asked += again
+        here = {path for path in wanted if (tmp_path / path).exists()}
+        for path in here:
+            assert (tmp_path / path).read_bytes() == (published.root / path).read_bytes()
+        lost += sum(count for path, count in again.items() if path not in here)
+        if not killed:
+            assert process.returncode == 0, err
+            break
+        kills += 1
+        cut.append(len(here))
+    assert kills >= 12 or len(cut) == kills
+    assert kills == 12, f"{kills} kills, files after each: {cut}"
+    assert len(set(cut)) > 6, f"the points are all alike: {cut}"
+    published.complete(tmp_path, ONLY)
+    # Whatever was asked for twice was under way when the process died.
+    assert sum(asked.values()) == len(wanted) + lost
+    assert set(asked) == wanted
+    for path, entry in read_ledger(tmp_path).items():
+        assert (tmp_path / path).stat().st_mtime_ns == entry.mtime_ns
+    lines = (tmp_path / FOLDER / "ledger.jsonl").read_bytes().splitlines()
+    assert all(json.loads(line) for line in lines), "a line that was cut short is gone"
+    kept = {path.name for path in (tmp_path / FOLDER).iterdir()}
+    assert kept <= {"ledger.jsonl", "lock"}, kept
+
+
+def test_a_kill_while_files_have_their_first_name(published: Published, mirror: Mirror, tmp_path: Path) -> None:
+    """Killed between writing and renaming, many times over: the next run sweeps."""
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "real = Path.replace\n"
+        "def replace(self, target):\n"
+        "    if str(target).endswith('7.jpg'): os.kill(os.getpid(), 9)\n"
+        "    return real(self, target)\n"
+        "Path.replace = replace\n"
+        "from imaginet_hub.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    process = start(mirror, published, tmp_path, code=code)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert list(tmp_path.rglob(".*.incomplete"))
+    process = start(mirror, published, tmp_path)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    published.complete(tmp_path, ONLY)
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+def test_ctrl_c(stalled: bool, published: Published, mirror: Mirror, tmp_path: Path) -> None:
+    """Exit status 130, at once, also while a host is silent; the second run completes."""
+    seen = threading.Semaphore(0)
+
+    def hook(request: Request) -> Fault | None:
+        seen.release()
+        return (
+            Fault(stall_after=-1) if stalled and request.number and request.path.endswith(("9.jpg", "8.jpg")) else None
+        )
+
+    mirror.fault = hook
+    mirror.latency_s = 0.1
+    process = start(mirror, published, tmp_path, "--route", "coco=s3")
+    for _ in range(20):
+        assert seen.acquire(timeout=30)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert time.monotonic() - began < 3
+    assert process.returncode == 130, err
+    assert "interrupted; what came in is kept and verified; run the same command again to go on" in err
+    assert "Traceback" not in err
+    here = published.here(tmp_path)
+    assert len(here) >= 10
+    mirror.forget()
+    mirror.fault = None
+    mirror.latency_s = 0.0
+    process = start(mirror, published, tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    published.complete(tmp_path, ONLY)
+    assert not here & {request.path.strip("/") for request in mirror.requests}
+
+
+def test_two_processes_on_one_root(published: Published, mirror: Mirror, tmp_path: Path) -> None:
+    """One of them works, the other says so; a lock of a dead process holds up nobody."""
+    mirror.latency_s = 0.1
+    first = start(mirror, published, tmp_path)
+    while not mirror.requests:
+        time.sleep(0.01)
+    second = start(mirror, published, tmp_path)
+    out, err = second.communicate(timeout=30)
+    assert second.returncode == 1
+    assert "expected no other fetch at work there, got one that is; wait for it, or stop it" in err
+    mirror.latency_s = 0.0
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    published.complete(tmp_path, ONLY)
+
+
+def test_memory_stays_small(tmp_path: Path, published: Published) -> None:
+    """A big archive of big paintings, sixteen connections."""
+    chance = np.random.default_rng(0)
+    (tmp_path / "lists").mkdir()
+    members, rows = [], []
+    (tmp_path / "pictures").mkdir()
+    for number in range(30):
+        noise = chance.integers(0, 256, (64, 2048, 3), dtype=np.uint8)
+        file = tmp_path / "pictures" / f"{number}.jpg"
+        Image.fromarray(np.roll(np.tile(noise, (28, 1, 1)), number, 1)).save(file, quality=100, subsampling=0)
+        name = f"wikiart/Baroque/painter_picture-{number}.jpg"
+        members.append((name, file))
+        rows.append(f"./{name},0,1,4,8\n")
+    archive = write_zip(tmp_path / "origin" / "drive" / DRIVE_IDS["wikiart"], members)
+    assert archive.stat().st_size > 280_000_000
+    (tmp_path / "lists" / "test_annotations.txt").write_text("".join(rows))
+    code = (
+        "import resource, sys; from imaginet_hub.cli import main\n"
+        "status = main(sys.argv[1:])\n"
+        "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "sys.exit(status)"
+    )
+    with Mirror(tmp_path / "origin") as mirror:
+        path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+        done = subprocess.run(
+            [sys.executable, "-c", code, "fetch", str(tmp_path / "root"), "--annotations", str(tmp_path / "lists")]
+            + ["--max-workers", "16"],
+            env={**os.environ, **mirror.environ(), "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert mirror.sent < 1.02 * archive.stat().st_size
+    peak = int(done.stdout.split("PEAK")[1])
+    assert peak < 500_000, f"{peak:,} kB"
