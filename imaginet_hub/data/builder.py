@@ -81,7 +81,10 @@ def row_of(
     else:
         data = read_bytes(root / record.file)
         if hashlib.sha256(data).hexdigest() != facts.sha256:
-            raise ImageError("checksum", f"{record.path}: the file changed while it was being read; start again")
+            raise ImageError(
+                "checksum",
+                f"{record.path}: the file changed since it was verified; start again, or run `imaginet verify ROOT`",
+            )
     return {
         "image": {"bytes": data, "path": Path(record.file).name},
         "label": record.label,

@@ -55,6 +55,8 @@ _ENOUGH = 5
 _SHARED_REASONS = ("network", "access", "quota", "status", "format", "range")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.incomplete")
 _SHOWN = 10
+#: Members of archives that may be in memory at a time, all threads together (images that are merely large: ten or so).
+_HELD_BYTES = 64 * 1024**2
 _INDEX_FILE = "ffhq-dataset-v2.json"
 _HOSTILE = (OSError, ValueError, ArithmeticError, LookupError, EOFError, MemoryError, struct.error, zlib.error)
 
@@ -63,11 +65,12 @@ Delivery = tuple[str, bytes | FetchError]
 
 @dataclass(frozen=True)
 class Job:
-    """Work for one thread: which files it will give, and how."""
+    """Work for one thread: which files it will give, how, and what that holds in memory (where it may be much)."""
 
     paths: tuple[str, ...]
     run: Callable[..., Iterator[Delivery]]
     args: tuple[Any, ...] = ()
+    held_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -337,6 +340,7 @@ class _Fetch:
         self.ledger: Ledger
         # A decoded painting may take 100 MB: as many at a time as there are cores to decode them.
         self.decoding = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
+        self.memory = _Memory(_HELD_BYTES)
         self.folders: set[Path] = set()
 
     def run(self, plan: Plan, disk: OnDisk) -> Summary:
@@ -507,7 +511,10 @@ class _Fetch:
     def _ways(self, part: Part, source: Source) -> Iterator[Way]:
         """In the order in which to try them."""
         for path in part.own:
-            yield Way(OWN, source.folders, functools.partial(self._own, source, path), retries=False)
+            # One place after another: archives in a folder may hold the same files.
+            for place in (path, *local.archives_in(path)):
+                yield Way(OWN, source.folders, functools.partial(self._own, source, place), retries=False)
+                yield Way(OWN, source.folders, functools.partial(self._own_inner, source, place), retries=False)
         for route in part.routes:
             match route.reader:
                 case "files":
@@ -585,7 +592,10 @@ class _Fetch:
                 errors[path] = error
         return [
             *_failing(errors),
-            *(Job(tuple(p for p, _ in run.members), archive.read, (run,)) for run in plan_runs(members)),
+            *(
+                Job(tuple(p for p, _ in run.members), archive.read, (run,), run.held_bytes)
+                for run in plan_runs(members)
+            ),
         ]
 
     def _own(self, source: Source, path: Path, records: Sequence[Record]) -> list[Job]:
@@ -628,9 +638,6 @@ class _Fetch:
 
         jobs = [Job((record.file,), job, (record,)) for record in records if record.file in found]
         rest = [record for record in records if record.file not in found]
-        for inner in local.archives_in(path) if rest else []:
-            with contextlib.suppress(FetchError):  # it may be anything; what matters is what is found
-                jobs += self._own(source, inner, rest)
         errors = {}
         for record in rest:
             two = in_folder.ambiguous().get(record.file)
@@ -643,6 +650,13 @@ class _Fetch:
                 "missing", source.key, str(path), f"a file for {record.path}", got, remedy
             )
         return [*_failing(errors), *jobs]
+
+    def _own_inner(self, source: Source, path: Path, records: Sequence[Record]) -> list[Job]:
+        """The tar archives inside the user's ZIP archive: older downloads of ImageNet are such."""
+        if not path.is_file() or local.kind_of(path) != "zip" or not local.tars_in_zip(path, source.key):
+            return []
+        paths = [record.file for record in records]
+        return [Job(tuple(paths), local.read_tars_in_zip, (path, source, paths))]
 
     # --- FFHQ's own numbering ----------------------------------------------------------------------------------------
 
@@ -839,10 +853,11 @@ class _Fetch:
                 error = breaker.tripped
                 if error is None:
                     try:
-                        for path, result in _results(job, records):
-                            untold.pop(path, None)
-                            deliver(path, result)
-                            self.http.check()
+                        with self.memory.held(job.held_bytes, self.http.check):
+                            for path, result in _results(job, records):
+                                untold.pop(path, None)
+                                deliver(path, result)
+                                self.http.check()
                     except _Fatal:
                         raise
                     except FetchError as failed:
@@ -901,6 +916,30 @@ class _Fatal(FetchError):
     """Nothing else can work either: the disk is full, or ROOT is gone."""
 
 
+class _Memory:
+    """Lets as many threads hold large files as fit together, and at least one."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def held(self, count: int, check: Callable[[], None]) -> Iterator[None]:
+        """Wait until there is room; `check` may raise meanwhile."""
+        with self._changed:
+            while self._held > 0 and self._held + count > self._most:
+                check()
+                self._changed.wait(0.1)
+            self._held += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= count
+                self._changed.notify_all()
+
+
 class _Breaker:
     """Gives a route up when it fails again and again for reasons that are not the file's own."""
 
@@ -911,8 +950,11 @@ class _Breaker:
     def saw(self, result: bytes | FetchError) -> None:
         if isinstance(result, FetchError) and result.reason in _SHARED_REASONS:
             self._row += 1
-            if self._row >= _ENOUGH:
-                self.tripped = self.tripped or result
+            if self._row >= _ENOUGH and self.tripped is None:
+                got = f"{result.got}, {self._row} times in a row, so that no more was asked for"
+                self.tripped = FetchError(
+                    result.reason, result.source, result.address, result.expected, got, result.remedy
+                )
         else:
             self._row = 0
 

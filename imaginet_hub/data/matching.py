@@ -25,6 +25,8 @@ Handle = TypeVar("Handle")
 #: Hugging Face's copy of ImageNet appends the class to each name.
 _HF_IMAGENET = re.compile(r"(?P<basename>.+?)_(?P<wnid>n\d{8})\.JPEG", re.IGNORECASE)
 _NOT_ASCII = bytes(range(128, 256))
+#: The longest path of the lists has 149 characters. Normalising takes time that grows with the square of the length.
+_LONGEST_STORED, _LONGEST = 1024, 4096
 _IMAGENET = re.compile(r"(ILSVRC2012_(val|test)_\d{8}|n\d{8}_\d+)\.JPEG", re.IGNORECASE)
 
 
@@ -127,7 +129,9 @@ class Finder(Generic[Handle]):
         return parts[-1]
 
     def may_want(self, name: bytes) -> bool:
-        """A quick look at a stored name, for archives of millions: False only if `offer` would find nothing."""
+        """A quick look at a name in an archive of millions: False only if `offer` would find nothing, or nonsense."""
+        if len(name) > _LONGEST_STORED:
+            return False
         last = name[max(name.rfind(b"/"), name.rfind(b"\\")) + 1 :]
         if not name.isascii():
             # Accents of their own (NFD, as macOS writes it) belong to the letters before them.
@@ -147,6 +151,8 @@ class Finder(Generic[Handle]):
             The wanted paths that it matches (whether or not it is the best match).
         """
         found: list[str] = []
+        if len(name) > _LONGEST:
+            return found
         for spelling in spellings(name):
             parts = _parts(spelling)
             if parts:

@@ -58,7 +58,7 @@ class Verification:
         if len(problems) > _SHOWN:
             lines.append(f"  ... and {len(problems) - _SHOWN:,} more")
         if problems:
-            lines.append(f"Run `imaginet fetch {self.root}` to have them fetched again.")
+            lines.append(f"Delete what changed and run `imaginet fetch {self.root}` to have it fetched again.")
         if self.unlisted:
             lines.append(f"Run `imaginet fetch {self.root}` to enter what is not in the ledger.")
         if self.twins:

@@ -27,7 +27,7 @@ from imaginet_hub.data import fetch as fetching
 from imaginet_hub.data.ledger import FOLDER
 from imaginet_hub.data.plan import Plan
 from imaginet_hub.data.readers import zips
-from imaginet_hub.data.readers.http import Http, Limits
+from imaginet_hub.data.readers.http import Cancelled, Http, Limits
 from imaginet_hub.demo.mirror import Fault, Hook, Mirror, Request, always, busy, chain, first, once
 from imaginet_hub.demo.staging import DRIVE_IDS, drive_id
 from imaginet_hub.errors import FetchError
@@ -271,7 +271,6 @@ STAYING = {
     "redirect to a file": (Fault(redirect_to="file:///etc/passwd"), "status", ("a redirect that leads nowhere",)),
     "redirect to data": (Fault(redirect_to="data:text/plain,x"), "status", ("a redirect that leads nowhere",)),
     "redirect to no port": (Fault(redirect_to="http://127.0.0.1:99999/"), "status", ("leads nowhere",)),
-    "redirect to no host": (Fault(redirect_to="http://"), "status", ("leads nowhere",)),
     "redirect to half a host": (Fault(redirect_to="http://[::1/"), "status", ("leads nowhere",)),
     "redirect to nobody": (Fault(redirect_to="http://127.0.0.1:9/x?token=hidden"), "network", ("an answer",)),
     "zip bomb of an encoding": (Fault(content_encoding="gzip", wrong_bytes=True), "network", ("an answer",)),
@@ -495,6 +494,8 @@ def test_a_route_that_fails_again_and_again_is_given_up(
     summary = published.fetch(mirror, tmp_path, ("coco",), routes={"coco": "s3"}, max_workers=1)
     told(summary, published, "coco", "status", "HTTP 500")
     assert len(mirror.requests) == 3 * (FAST.retries + 1)
+    others = [str(error) for error in summary.missing.values() if "3 times in a row" in str(error)]
+    assert len(others) == len(published.paths["coco"]) - 3, "those that were not asked for say why"
 
 
 def test_one_bad_stretch_of_an_archive_is_one_failure(
@@ -514,7 +515,7 @@ def test_one_bad_stretch_of_an_archive_is_one_failure(
 
     mirror.fault = hook
     summary = published.fetch(mirror, tmp_path, ("imaginet",), max_workers=1)
-    assert 2 <= len(summary.missing) < len(published.paths["imaginet"]) or len(set(bad)) == 1
+    assert 0 < len(summary.missing) < len(published.paths["imaginet"]), summary.text()
     monkeypatch.setattr(zips, "_RUN_BYTES", 20_000)
     mirror.fault = None
     assert published.fetch(mirror, tmp_path, ("imaginet",)).complete
@@ -563,7 +564,7 @@ def test_too_little_disk_is_known_before_the_first_byte(
 ) -> None:
     disk = small_disk("size=64k")
     shown: list[str] = []
-    with pytest.raises(FetchError, match="expected about .* of free disk, got .*; free some") as caught:
+    with pytest.raises(FetchError, match=r"expected about .* of free disk, got .*; free some") as caught:
         published.fetch(mirror, disk / "root", ("coco",), show=shown.append)
     assert caught.value.reason == "disk"
     assert not mirror.requests
@@ -751,7 +752,7 @@ def test_upstreams_list_must_be_upstreams(
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"]
     for fault, reason in ((Fault(status=503), "status"), (Fault(reset_after=5), "network")):
         mirror.fault = always("annotations", fault)
-        with pytest.raises(FetchError, match="annotations/test_annotations.txt") as caught:
+        with pytest.raises(FetchError, match=r"annotations/test_annotations\.txt") as caught:
             fetching.fetch(tmp_path, split="test", limits=FAST)
         assert caught.value.reason == reason
 
@@ -785,14 +786,12 @@ def test_secrets_stay_secret(published: Published, mirror: Mirror, tmp_path: Pat
     code = (
         "import logging, sys; logging.basicConfig(level=logging.DEBUG)\n"
         "from imaginet_hub.data.readers import http\n"
-        "http.Limits.__dataclass_fields__['backoff_s']\n"
-        "http.Limits.__init__.__defaults__ and None\n"
         "http._Patience.after.__globals__['random'].random = lambda: -0.49\n"
         "from imaginet_hub.cli import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     base = [sys.executable, "-c", code, "fetch", str(tmp_path), "--annotations", str(published.lists), "--debug"]
-    for more in (["--only", "coco,cnndetection,ffhq,wikiart", "--json"], ["--dry-run", "--json"], ["--only", "hf_x"]):
+    for more in (["--only", "coco,cnndetection,ffhq,wikiart", "--json"], ["--only", "hf_x"]):
         done = subprocess.run([*base, *more], env=environment, capture_output=True, text=True, check=False)
         assert done.returncode in (0, 1), done.stderr[-2000:]
         for secret in secrets:
@@ -850,6 +849,35 @@ def test_cancelling_from_inside_a_callback_keeps_what_came(
     assert len(published.here(tmp_path)) == 5
     mirror.fault = None
     assert published.fetch(mirror, tmp_path, ("coco",)).complete
+
+
+def test_large_members_wait_for_each_other() -> None:
+    memory = fetching._Memory(100)
+    held, most, lock = [0], [0], threading.Lock()
+
+    def work(count: int) -> None:
+        with memory.held(count, lambda: None):
+            with lock:
+                held[0] += count
+                most[0] = max(most[0], held[0])
+            time.sleep(0.02)
+            with lock:
+                held[0] -= count
+
+    for sizes, expected in (([40] * 8, 80), ([0] * 8 + [100], 100), ([500, 1, 1], 500)):
+        most[0] = 0
+        threads = [threading.Thread(target=work, args=(size,)) for size in sizes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert most[0] == expected
+
+    def stop() -> None:
+        raise Cancelled
+
+    with memory.held(60, stop), pytest.raises(Cancelled), memory.held(60, stop):
+        pass
 
 
 def test_a_retried_file_is_asked_for_once_more_only(published: Published, mirror: Mirror, tmp_path: Path) -> None:

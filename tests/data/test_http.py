@@ -139,7 +139,7 @@ def test_a_server_that_ignores_a_range_when_resuming(times: int, mirror: Mirror)
         if times == 1:
             assert whole(http, plain(mirror)) == DATA
             return
-        with pytest.raises(FetchError, match="the whole file .HTTP 200.: the server ignores ranges") as caught:
+        with pytest.raises(FetchError, match=r"the whole file .HTTP 200.: the server ignores ranges") as caught:
             whole(http, plain(mirror))
     assert caught.value.reason == "range"
     assert len(mirror.requests) == 3, "two attempts more are enough"
@@ -150,7 +150,7 @@ def test_a_file_that_changes_while_it_is_read(mirror: Mirror) -> None:
     remote = plain(mirror)
     with Http(limits=FAST) as http:
         with pytest.raises(
-            FetchError, match='one version of the file .ETag "[0-9a-f]*"., got another .ETag "another".'
+            FetchError, match=r'one version of the file .ETag "[0-9a-f]*"., got another .ETag "another".'
         ):
             whole(http, remote)
         count = len(mirror.requests)
@@ -199,9 +199,10 @@ def test_a_trickle_is_a_stall(kind: str, serve: Serve, monkeypatch: pytest.Monke
         trickle(b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: 100000\r\n\r\n" % kind.encode(), 0.02)
     )
     began = time.monotonic()
-    with Http(limits=Limits(retries=1, backoff_s=0.01)) as http:
-        with pytest.raises(FetchError, match=r"expected a transfer, got \d+ bytes in 0 s") as caught:
-            http.read(PlainFile("coco", url + "/x"), max_bytes=10**6)
+    remote = PlainFile("coco", url + "/x")
+    slow = pytest.raises(FetchError, match=r"expected a transfer, got \d+ bytes in 0 s")
+    with Http(limits=Limits(retries=1, backoff_s=0.01)) as http, slow as caught:
+        http.read(remote, max_bytes=10**6)
     assert caught.value.reason == "network"
     assert time.monotonic() - began < 3
 
@@ -230,7 +231,7 @@ def test_cancelling_wakes_whoever_waits(where: str, serve: Serve) -> None:
     def work() -> None:
         try:
             http.read(PlainFile("coco", url + "/x"), max_bytes=10**6)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is what ended the thread
             ended.append(error)
 
     with Http(limits=Limits(timeout_s=60)) as http:
@@ -354,7 +355,7 @@ def test_hostile_answers_end_in_our_error(number: int, serve: Serve) -> None:
 
 def test_random_answers_end_in_our_error(serve: Serve) -> None:
     chance = random.Random(7)
-    good = b'HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-9/10\r\nETag: "a"\r\nContent-Length: 10\r\n\r\n0123456789'
+    good = b'HTTP/1.1 206 P\r\nContent-Range: bytes 0-9/10\r\nETag: "a"\r\nContent-Length: 10\r\n\r\n0123456789'
 
     def answer(connection: socket.socket, head: bytes) -> None:
         data = bytearray(good)
@@ -465,7 +466,8 @@ def test_a_form_that_leads_away_from_google(action: str) -> None:
 
 def test_the_form_of_google_itself() -> None:
     file = DriveFile("wikiart", DRIVE_ID, "https://drive.google.com", moved=False)
-    form = '<form id="download-form" action="https://drive.usercontent.google.com/download"><input name="a" value="b&amp;c">'
+    action = "https://drive.usercontent.google.com/download"
+    form = f'<form id="download-form" action="{action}"><input name="a" value="b&amp;c">'
     with pytest.raises(TryAgain) as caught:
         file.judge(page_of(file), f"<html>{form}<input name=confirm value=t></form><input name=no value=no>".encode())
     assert not caught.value.counts
@@ -600,8 +602,10 @@ def test_a_proxy_that_makes_no_sense(proxy: str, no_proxies: pytest.MonkeyPatch)
 
 def test_certificates_are_verified(tmp_path: Path, no_proxies: pytest.MonkeyPatch) -> None:
     made = subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key", "-out", "cert", "-days", "2"]
-        + ["-subj", "/CN=127.0.0.1"],
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"),
+            *("-keyout", "key", "-out", "cert"),
+        ],
         cwd=tmp_path,
         capture_output=True,
         check=False,
@@ -619,7 +623,10 @@ def test_certificates_are_verified(tmp_path: Path, no_proxies: pytest.MonkeyPatc
                         context.wrap_socket(listener.accept()[0], server_side=True)
 
         threading.Thread(target=accept, daemon=True).start()
-        with Http(limits=FAST) as http, pytest.raises(FetchError, match="a valid certificate, got .*self.signed") as c:
+        with (
+            Http(limits=FAST) as http,
+            pytest.raises(FetchError, match=r"a valid certificate, got .*self.signed") as c,
+        ):
             http.read(PlainFile("coco", f"https://127.0.0.1:{listener.getsockname()[1]}/x"), max_bytes=1)
         assert "certificates are always verified" in str(c.value)
         listener.shutdown(socket.SHUT_RDWR)
@@ -689,6 +696,22 @@ def test_errors_do_not_carry_the_librarys_words_along(mirror: Mirror, serve: Ser
         assert "SECRET" not in f"{chain} {chain!r} {chain.args}"
         chain = chain.__cause__ or chain.__context__
     assert os.environ.get("HF_TOKEN") is None
+
+
+def test_drives_new_address_outlives_a_late_refusal_of_the_old_one() -> None:
+    file = DriveFile("wikiart", DRIVE_ID, "https://drive.google.com", moved=False)
+    form = '<html><form id="download-form" action="https://drive.google.com/d"><input name="uuid" value="new"></form>'
+    with pytest.raises(TryAgain):
+        file.judge(page_of(file), form.encode())
+    new = "https://drive.google.com/d?uuid=new"
+    old = Response(200, "https://drive.google.com/d?uuid=old", {"content-type": "text/html"}, ())
+    assert isinstance(file.refused(old), TryAgain)
+    with pytest.raises(TryAgain) as caught:
+        file.judge(old, form.encode())
+    assert caught.value.counts
+    assert file.locate()[0] == new
+    assert isinstance(file.refused(Response(403, new, {}, ())), TryAgain)
+    assert file.locate()[0] != new
 
 
 def test_hub_files_renew_what_another_thread_has_not(mirror: Mirror) -> None:

@@ -228,6 +228,19 @@ def test_strange_names_match_nothing_and_lead_nowhere() -> None:
     }  # found is found; not a target
 
 
+def test_endless_names_take_no_time() -> None:
+    """Normalising such a name takes seconds; an archive may hold thousands."""
+    accents = "a" + "\u0315\u0300" * 15_000
+    wanted = "wikiart/Realism/ãa.jpg"
+    finder: Finder[int] = Finder(source("wikiart"), [wanted])
+    started = time.process_time()
+    for _ in range(100):
+        assert not finder.may_want(f"Realism/{accents}.jpg".encode())
+        assert not finder.offer(f"Realism/{accents}.jpg", 1)
+    assert time.process_time() - started < 1
+    assert finder.offer(f"{'x' * 900}/{wanted}", 1)
+
+
 def test_speed() -> None:
     """40,000 wanted among 200,000; quick enough that reading them is what takes the time."""
     wanted = [f"danbooru2021/{n}.jpg" for n in range(0, 200_000, 5)]

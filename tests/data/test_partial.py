@@ -377,7 +377,7 @@ class TestKnownFacts:
 
         root = make_root()
         _, known = self.known(root)
-        monkeypatch.setattr(repository, "scan", lambda *a, **k: scan(*a, **k, known=known))
+        monkeypatch.setattr(repository, "scan", lambda *a, **k: scan(*a, **{**k, "known": known}))
         assert build(root, tmp_path / "same")["images"] == 20
         file = root / table_rows()[3]["path"]
         data = bytearray(file.read_bytes())

@@ -412,7 +412,7 @@ class TestWhatGoesWrong:
             return result
 
         monkeypatch.setattr(repository, "scan", scan_then_change)
-        with pytest.raises(ValueError, match="changed while it was being read"):
+        with pytest.raises(ValueError, match="changed since it was verified"):
             build(root, tmp_path / "out")
         assert sorted(p.name for p in tmp_path.iterdir()) == ["root"]
 

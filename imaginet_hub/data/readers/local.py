@@ -5,19 +5,42 @@ from __future__ import annotations
 import lzma
 import os
 import tarfile
+import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from imaginet_hub.data.images import read_bytes
 from imaginet_hub.data.matching import Finder
-from imaginet_hub.data.readers.zips import MAX_MEMBER_BYTES
+from imaginet_hub.data.readers.zips import MAX_MEMBER_BYTES, LocalFile, Member, ZipFile
+from imaginet_hub.data.sources import Source
 from imaginet_hub.errors import FetchError, ImageError
 
-__all__ = ["ARCHIVE_SUFFIXES", "archives_in", "find_in_folder", "inside_of", "kind_of", "read_file", "read_tar"]
+__all__ = [
+    "ARCHIVE_SUFFIXES",
+    "archives_in",
+    "find_in_folder",
+    "inside_of",
+    "kind_of",
+    "read_file",
+    "read_tar",
+    "read_tars_in_zip",
+    "tars_in_zip",
+]
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, OverflowError)
+_BROKEN = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    OSError,
+    ValueError,
+    OverflowError,
+    RuntimeError,  # zipfile: encrypted, or an unknown method
+    KeyError,
+)
 
 
 def kind_of(path: Path) -> str:
@@ -39,14 +62,20 @@ def kind_of(path: Path) -> str:
 
 def inside_of(archive: Path) -> str:
     """Where the members of an archive lie, as a path: its own, without its ending."""
-    name = archive.name
+    return str(archive.absolute().parent / _without_ending(archive.name))
+
+
+def _without_ending(name: str) -> str:
     ending = next((e for e in sorted(ARCHIVE_SUFFIXES, key=len, reverse=True) if name.lower().endswith(e)), "")
-    return str(archive.absolute().parent / name[: len(name) - len(ending)])
+    return name[: len(name) - len(ending)]
 
 
 def archives_in(folder: Path) -> list[Path]:
-    """Archives that lie directly in a folder."""
-    return sorted(p for p in folder.iterdir() if p.name.lower().endswith(ARCHIVE_SUFFIXES) and p.is_file())
+    """Archives that lie directly in a folder; none if it is no folder or cannot be read."""
+    try:
+        return sorted(p for p in folder.iterdir() if p.name.lower().endswith(ARCHIVE_SUFFIXES) and p.is_file())
+    except OSError:
+        return []
 
 
 def find_in_folder(folder: Path, finder: Finder[Path]) -> dict[str, Path]:
@@ -72,16 +101,59 @@ def read_file(path: Path, source: str) -> bytes:
         ) from error
 
 
-def read_tar(path: Path, source: str, finder: Finder[str]) -> Iterator[tuple[str, bytes | FetchError]]:
+class _Tars:
+    """A finder of tar archives."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def may_want(self, name: bytes) -> bool:
+        return name.isascii() and name.decode("ascii").lower().endswith(ARCHIVE_SUFFIXES[1:])
+
+    def offer(self, name: str | bytes, _: Member) -> list[str]:
+        if isinstance(name, str):
+            self.names.append(name)
+        return []
+
+    def found(self) -> dict[str, Member]:
+        return {}
+
+
+def tars_in_zip(path: Path, source: str) -> list[str]:
+    """Names of the tar archives inside a ZIP archive; none if it cannot be read."""
+    tars = _Tars()
+    try:
+        ZipFile(LocalFile(path, source)).find(tars)
+    except (FetchError, OSError):
+        return []
+    return tars.names
+
+
+def read_tars_in_zip(path: Path, source: Source, wanted: Iterable[str]) -> Iterator[tuple[str, bytes | FetchError]]:
+    """`read_tar` of each tar archive inside a ZIP archive, as a stream."""
+    left = list(wanted)
+    for name in tars_in_zip(path, source.key):
+        for target, result in read_tar(path, source.key, Finder(source, left), inner=name):
+            if isinstance(result, bytes):
+                left.remove(target)
+            yield target, result
+
+
+def read_tar(
+    path: Path, source: str, finder: Finder[str], inner: str | None = None
+) -> Iterator[tuple[str, bytes | FetchError]]:
     """The wanted members of a tar archive, compressed or not; archives inside it are read too.
 
     It is read twice: which of its members match best is known at its end. ImageNet's training images come as a tar of
     tars. Only regular files are read, and none is unpacked to the disk.
+
+    Args:
+        inner: `path` is a ZIP archive, and this member of it the tar archive.
     """
     last: dict[str, int] = {}
     broken = None
     try:
-        for number, (name, _, _) in enumerate(_members(path)):
+        for number, (name, _, _) in enumerate(_members(path, inner)):
             if finder.offer(name, name):
                 last[name] = number  # of members with one name the last one counts
     except _BROKEN as error:
@@ -90,7 +162,7 @@ def read_tar(path: Path, source: str, finder: Finder[str]) -> Iterator[tuple[str
     for target, name in finder.found().items():
         wanted.setdefault(name, []).append(target)
     try:
-        for number, (name, member, archive) in enumerate(_members(path) if wanted else ()):
+        for number, (name, member, archive) in enumerate(_members(path, inner) if wanted else ()):
             if name in wanted and last.get(name, number) == number:
                 data = _data(path, source, name, member, archive)
                 yield from ((target, data) for target in wanted.pop(name))
@@ -112,10 +184,14 @@ def read_tar(path: Path, source: str, finder: Finder[str]) -> Iterator[tuple[str
         ) from broken
 
 
-def _members(path: Path) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
+def _members(path: Path, inner: str | None) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
     """Regular files in their order: name (with that of the inner archive), description, the archive to read from."""
-    with path.open("rb") as file:
-        yield from _members_of(file, inside_of(path), depth=0)
+    if inner is None:
+        with path.open("rb") as file:
+            yield from _members_of(file, inside_of(path), depth=0)
+        return
+    with zipfile.ZipFile(path) as outer, outer.open(inner) as stream:
+        yield from _members_of(stream, f"{inside_of(path)}/{_without_ending(inner)}", depth=0)
 
 
 def _members_of(  # type: ignore[no-untyped-def]

@@ -7,6 +7,7 @@ stream and only wanted entries are kept. Neighbours are read in one request; wha
 
 from __future__ import annotations
 
+import io
 import itertools
 import stat
 import struct
@@ -19,7 +20,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from imaginet_hub.data.matching import Finder
 from imaginet_hub.data.readers.http import Http, Remote
 from imaginet_hub.errors import FetchError
 
@@ -55,6 +55,16 @@ class ByteSource(Protocol):
     def stream(self, start: int, end: int) -> Iterator[bytes]: ...
 
     def error(self, reason: str, expected: str, got: str, remedy: str) -> FetchError: ...
+
+
+class Finds(Protocol):
+    """What chooses among members: a `Finder`."""
+
+    def may_want(self, name: bytes) -> bool: ...
+
+    def offer(self, name: str | bytes, handle: Member, /) -> list[str]: ...
+
+    def found(self) -> dict[str, Member]: ...
 
 
 class RemoteFile:
@@ -136,6 +146,11 @@ class Run:
     end: int
     members: tuple[tuple[str, Member], ...]
 
+    @property
+    def held_bytes(self) -> int:
+        """What reading it holds in memory at a time."""
+        return max(m.compressed + (m.size if m.method == _DEFLATED else 0) for _, m in self.members)
+
 
 class ZipFile:
     """A ZIP archive, somewhere.
@@ -150,7 +165,7 @@ class ZipFile:
         self._start = 0  # of the central directory; no member reaches beyond
         self._tail = b""
 
-    def find(self, finder: Finder[Member]) -> dict[str, Member]:
+    def find(self, finder: Finds) -> dict[str, Member]:
         """Offer every member to a finder and return its sure matches."""
         offsets = array("Q")
         directory = self._directory()
@@ -369,27 +384,29 @@ class _Damaged(Exception):
 
 
 class _Window:
-    """A stream as if it could be sliced, forwards only."""
+    """A stream as if it could be sliced, forwards only; it holds no more than what is taken and a piece."""
 
     def __init__(self, pieces: Iterator[bytes], start: int) -> None:
         self._pieces = pieces
         self._start = start
-        self._buffer = bytearray()
+        self._piece = b""
 
     def take(self, start: int, length: int) -> bytes:
-        while self._start + len(self._buffer) < start + length:
-            piece = next(self._pieces, None)
-            if piece is None:
+        """Up to `length` bytes from `start`, which is not before the end of what was taken last."""
+        out = io.BytesIO()  # which gives its bytes away without a copy
+        position, end = start, start + length
+        while position < end:
+            piece_end = self._start + len(self._piece)
+            if position >= piece_end:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    break
+                self._start, self._piece = piece_end, piece
+            elif position < self._start:
                 break
-            if self._start + len(self._buffer) + len(piece) <= start:  # a gap
-                self._start += len(self._buffer) + len(piece)
-                self._buffer.clear()
-                continue
-            self._buffer += piece
-        skip = start - self._start
-        del self._buffer[:skip]
-        self._start = start
-        return bytes(self._buffer[:length])
+            else:
+                position += out.write(memoryview(self._piece)[position - self._start : end - self._start])
+        return out.getvalue()
 
 
 def plan_runs(members: dict[str, Member]) -> list[Run]:
