@@ -122,7 +122,7 @@ def make_data(folder: Path, sizes: Sizes, parts: list[str]) -> dict[str, Any]:
         (folder / "singles.txt").write_text("".join(lines))
         facts["singles"] = {"bytes": total, "images": sizes.singles}
     if "parquet" in parts:
-        total, lines = 0, []
+        total, rows = 0, ""
         # No name may look like a split's to `imagefolder`, which would take the rest for something else.
         for top in ("wikiart/Realism", "journeydb"):
             (folder / "root" / top).mkdir(parents=True)
@@ -133,8 +133,9 @@ def make_data(folder: Path, sizes: Sizes, parts: list[str]) -> dict[str, Any]:
                 name, ids = (f"journeydb/{number:012d}.jpg", "1,1,2,6")
             total += (folder / "root" / name).write_bytes(numbered(large[number % len(large)], number))
             os.link(folder / "root" / name, folder / "fetched" / name)
-            lines.append(f"{name},{ids}\n")
-        (folder / "parquet_annotations.txt").write_text("".join(lines))
+            rows += f"{name},{ids}\n"
+        (folder / "lists").mkdir()  # outside of ROOT, so that no contender has to step over it
+        (folder / "lists/test_annotations.txt").write_text(rows)
         facts["parquet"] = {"bytes": total, "images": sizes.images}
         _enter(folder)
     os.sync()
@@ -145,18 +146,9 @@ def _enter(folder: Path) -> None:
     """Let a fetch find the files of a ROOT, so that they are in its ledger."""
     from imaginet_hub.data.fetch import fetch
 
-    summary = fetch(folder / "fetched", annotations=_build_list(folder))
+    summary = fetch(folder / "fetched", annotations=folder / "lists/test_annotations.txt")
     if not summary.complete:
         raise RuntimeError(summary.text())
-
-
-def _build_list(folder: Path) -> Path:
-    """Outside of ROOT, so that no contender has to step over it."""
-    place = folder / "lists/test_annotations.txt"
-    place.parent.mkdir(exist_ok=True)
-    if not place.exists():
-        shutil.copyfile(folder / "parquet_annotations.txt", place)
-    return place
 
 
 def wanted_names(file: Path) -> list[str]:
@@ -693,8 +685,8 @@ def tables(runs: list[dict[str, Any]], facts: dict[str, Any], latency_ms: float,
     loads = [run["load"] for run in runs]
     others = [run["others_cores"] for run in runs]
     yield (
-        f"Medians of {repeats} (least to most); {os.cpu_count()} cores. Load average before each run {min(loads):.2f} to "
-        f"{max(loads):.2f}; other processes took {min(others):.2f} to {max(others):.2f} cores meanwhile, "
+        f"Medians of {repeats} (least to most); {os.cpu_count()} cores. Load average before each run {min(loads):.2f} "
+        f"to {max(loads):.2f}; other processes took {min(others):.2f} to {max(others):.2f} cores meanwhile, "
         f"{statistics.median(others):.2f} in the median."
     )
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import random
 import struct
 import threading
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +163,28 @@ def test_samples_of_any_range_are_refused_and_16_bits_keep_their_upper_byte() ->
     stream = io.BytesIO()
     Image.fromarray(np.full((8, 8), 0x80FF, np.uint16)).save(stream, "PNG")
     assert open_image(stream.getvalue()).getpixel((0, 0)) == (0x80, 0x80, 0x80)
+
+
+def test_a_reduced_decode_judges_as_a_full_one() -> None:
+    """`examine` decodes JPEGs at an eighth of their size; damage is seen all the same."""
+    rng = random.Random(0)
+    verdicts = Counter()
+    for seed in range(12):
+        whole = image_bytes(seed, (160 + 8 * seed, 120), "JPEG")
+        for _ in range(25):
+            data = bytearray(whole)
+            if rng.random() < 0.5:
+                data = data[: rng.randrange(len(data))]
+            else:
+                for _ in range(rng.randint(1, 20)):
+                    data[rng.randrange(len(data))] = rng.randrange(256)
+            verdict = []
+            for read in (lambda d: examine(d, "x"), lambda d: examine(d, "x", lambda image: None)):
+                try:
+                    facts = read(bytes(data))
+                    verdict.append((facts.width, facts.height))
+                except ImageError as error:
+                    verdict.append(error.reason)
+            assert verdict[0] == verdict[1]
+            verdicts[verdict[0] if isinstance(verdict[0], str) else "fine"] += 1
+    assert min(verdicts["fine"], verdicts["truncated"], verdicts["unreadable"]) > 5, verdicts
