@@ -720,7 +720,7 @@ def _table(
         )
         base = middle(reference, "seconds") if reference in mine else float("nan")
         if part == "parquet":
-            cells = [f"{facts['bytes'] / seconds / 1e6:.0f}", f"{base / seconds:.2f}"]
+            cells = [f"{facts['bytes'] / seconds / 1e6:.0f}", f"{base / seconds:.2f}" if reference in mine else "-"]
         else:
             cells = [
                 f"{seconds / base:.1f}",

@@ -86,7 +86,10 @@ class Record:
     @property
     def file(self) -> str:
         """The path below ROOT in its simplest form: `./ffhq/x.png` and `ffhq/x.png` are the same file."""
-        return str(PurePosixPath(self.path))
+        short = self.path.removeprefix("./")
+        if "./" in short or "//" in short or short.endswith(("/", "/.")):
+            return str(PurePosixPath(self.path))
+        return short  # as nearly all are; this is asked a million times
 
 
 @dataclass(frozen=True)
