@@ -87,7 +87,7 @@ class Record:
     def file(self) -> str:
         """The path below ROOT in its simplest form: `./ffhq/x.png` and `ffhq/x.png` are the same file."""
         short = self.path.removeprefix("./")
-        if "./" in short or "//" in short or short.endswith(("/", "/.")):
+        if "./" in short or "//" in short or short.startswith("/") or short.endswith(("/", "/.")):
             return str(PurePosixPath(self.path))
         return short  # as nearly all are; this is asked a million times
 

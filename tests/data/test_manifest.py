@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import random
 from collections import Counter
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imaginet_hub.data.manifest import find_annotations, looks_like_root, read_annotations
+from imaginet_hub.data.manifest import Record, find_annotations, looks_like_root, read_annotations
 from imaginet_hub.data.sources import SOURCES, TEST_FOLDER_COUNTS, source_of
 from imaginet_hub.errors import AnnotationError, DataNotFoundError, UsageError
 from imaginet_hub.labels import Track, Vocabulary
@@ -285,3 +287,15 @@ class TestWhereAnnotationsAre:
     )
     def test_source_by_top_folder(self, path: str, source: str) -> None:
         assert source_of(path)[0] == source
+
+
+def test_the_file_of_a_path_is_its_simplest_form() -> None:
+    rng = random.Random(0)
+    for _ in range(20_000):
+        path = "".join(rng.choice("a./") for _ in range(rng.randint(1, 8)))
+        pure = PurePosixPath(path)
+        if pure.parts and not pure.is_absolute() and ".." not in pure.parts:
+            assert replace(_RECORD, path=path).file == str(pure)
+
+
+_RECORD = Record("x", "real", "photos", "real", "real", "test", "coco", "none")
