@@ -89,7 +89,9 @@ def _parser() -> _Parser:
         'hosts move with HF_ENDPOINT and IMAGINET_ENDPOINTS="coco=http://...,github=...,drive=..."\n\n',
     )
     fetch.add_argument("root", metavar="ROOT", help="folder to fill, in upstream's layout")
-    fetch.add_argument("--only", type=_words, default=(), metavar="SOURCE,...", help="these sources only")
+    fetch.add_argument(
+        "--only", type=_words, action="extend", default=[], metavar="SOURCE,...", help="these sources only"
+    )
     fetch.add_argument("--split", help="train or test (default: every split of the lists)")
     fetch.add_argument(
         "--annotations",
@@ -243,7 +245,10 @@ class _AllFlags(argparse.Action):
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not words:
+        raise argparse.ArgumentTypeError(f"expected names with commas between them, got {text!r}")
+    return words
 
 
 def _pairs(option: str, given: Sequence[str]) -> dict[str, list[str]]:
@@ -279,6 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     try:
+        _check_environment()
         _check_order(list(sys.argv[1:] if argv is None else argv), args, names)
         return int(args.run(args))
     except ImagiNetError as error:
@@ -294,6 +300,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `imaginet predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _check_environment() -> None:
+    """huggingface_hub takes nothing but whole numbers here, and fails with a traceback when it is imported."""
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        value = os.environ.get(name, "")
+        if value and not (value.isascii() and value.isdigit()):
+            raise UsageError(f"{name}: expected a whole number of seconds, got {value!r}")
 
 
 def _check_order(argv: list[str], args: argparse.Namespace, names: Sequence[str]) -> None:
@@ -328,6 +342,8 @@ def _fetch(args: argparse.Namespace) -> int:
     from imaginet_hub.data.fetch import MAX_WORKERS, fetch, plan_fetch
 
     quiet = getattr(args, "quiet", False)
+    if not args.root.strip():
+        raise UsageError("ROOT: expected the name of a folder, got nothing")
     routes = _pairs("--route", args.route)
     twice = [source for source, names in routes.items() if len(names) > 1]
     if twice:
@@ -352,6 +368,9 @@ def _fetch(args: argparse.Namespace) -> int:
         print(json.dumps(summary.to_json(), indent=2, ensure_ascii=False))
     elif not quiet or not summary.complete:
         print(summary.text(), file=sys.stdout if summary.complete else sys.stderr)
+        if summary.complete and not quiet:
+            lists = f" --annotations {args.annotations}" if args.annotations else ""
+            print(f"Next: imaginet build {args.root} OUT{lists}")
     return 0 if summary.complete else 1
 
 

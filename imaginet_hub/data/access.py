@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from imaginet_hub.data.plan import human_bytes
 from imaginet_hub.data.sources import SOURCES, UNKNOWN_MEAN_BYTES, Route, Source
+from imaginet_hub.data.units import human_bytes
 
 __all__ = ["credentials", "hub_token", "offline", "sources_json", "sources_text"]
 
-_EVERYWHERE = "packed"
+_PACKED = "packed"
 _REMEDIES = {
     "hf": "create a token at https://huggingface.co/settings/tokens, then run `hf auth login` (or set HF_TOKEN)",
     "kaggle": "create a token at https://www.kaggle.com/settings and put it where kaggle looks "
@@ -40,8 +40,11 @@ def credentials() -> frozenset[str]:
 
 
 def offline() -> bool:
-    """Whether the user asked for no network, in Hugging Face's way."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+    """Whether the user asked for no network, in the way of `datasets`: its own variable overrides the others."""
+    said = os.environ.get("HF_DATASETS_OFFLINE")
+    if said is None:
+        said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return said.upper() in ("1", "TRUE", "YES", "ON")
 
 
 def sources_json(known: frozenset[str] | None = None) -> list[dict[str, Any]]:
@@ -102,8 +105,8 @@ def _route_json(route: Route, known: frozenset[str]) -> dict[str, Any]:
 
 def sources_text(known: frozenset[str] | None = None) -> str:
     """The same for people."""
-    lines = []
-    for item in sources_json(known):
+    items, lines = sources_json(known), []
+    for item in items:
         images = item["images"]
         lines += [
             f"{item['source']}: {item['title']}",
@@ -116,7 +119,7 @@ def sources_text(known: frozenset[str] | None = None) -> str:
             f"              {item['homepage']}",
         ]
         for route in item["routes"]:
-            if route["route"] == _EVERYWHERE:
+            if route["route"] == _PACKED:
                 continue
             state = "ready" if route["readable"] else "not yet readable by this version"
             if route["readable"] and route["missing_here"]:
@@ -128,7 +131,7 @@ def sources_text(known: frozenset[str] | None = None) -> str:
             folders = ", ".join(item["without_a_route"])
             lines.append(f"  meanwhile   {folders}: bring the files, {item['bring_your_own']}")
         lines.append("")
-    packed = next(r for r in sources_json(known)[0]["routes"] if r["route"] == _EVERYWHERE)
-    lines += [f"every source: route {_EVERYWHERE}: {packed['gives']}; not yet readable by this version", ""]
+    packed = next(r for r in items[0]["routes"] if r["route"] == _PACKED)
+    lines += [f"every source: route {_PACKED}: {packed['gives']}; not yet readable by this version", ""]
     lines.append("Terms are as stated by the publishers: help, not legal advice.")
     return "\n".join(lines)

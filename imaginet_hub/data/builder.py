@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import filelock
 
 from imaginet_hub.data import mini
 from imaginet_hub.data.images import ImageFacts, read_bytes
@@ -25,6 +25,7 @@ from imaginet_hub.data.partial import partial_report, write_missing
 from imaginet_hub.data.plan import Plan
 from imaginet_hub.data.scan import ON_ERROR, Scan, examine_file, fingerprint, is_missing, scan
 from imaginet_hub.data.sources import source_of
+from imaginet_hub.data.units import human_bytes
 from imaginet_hub.errors import AnnotationError, BuildError, DataNotFoundError, FetchError, ImageError, UsageError
 from imaginet_hub.labels import Origin, Track, Vocabulary
 
@@ -141,7 +142,8 @@ class ImagiNetConfig(datasets.BuilderConfig):
         on_error: "raise" (default; after a look at every image, listing all that cannot go in) or "skip" (they are
             left out and recorded). When streaming, images are looked at as they come.
         allow_partial: images that are not there are left out and counted; damaged ones still follow `on_error`.
-            Without `data_dir`: sources that cannot be fetched here do not stop the others.
+            Without `data_dir`: sources that cannot be fetched here do not stop the others; what is missing is asked
+            for again with download_mode="force_redownload".
         only: without `data_dir`, the sources to fetch, as "coco,ffhq" or a list (see `imaginet sources`).
         splits: without `data_dir`, "train" or "test" to fetch that one alone.
         own: without `data_dir`, folders and archives that you have, by source: {"imagenet": "/data/imagenet"}.
@@ -161,8 +163,8 @@ class ImagiNetConfig(datasets.BuilderConfig):
         """The cache folder's name: it follows the content of the annotations and the state of every image."""
         if self.on_error not in ON_ERROR:
             raise UsageError(f"on_error: expected one of {', '.join(ON_ERROR)}, got {self.on_error!r}")
-        if self.data_dir is not None and any(x is not None for x in (self.only, self.splits, self.own)):
-            raise UsageError("only, splits and own say what to fetch; with data_dir nothing is fetched")
+        if any(x is not None for x in (self.only, self.splits, self.own)) and (self.data_dir or self.name == MINI):
+            raise UsageError("only, splits and own say what to fetch; with data_dir, or for mini, nothing is fetched")
         # Where images come from does not matter once they are here; `state` follows the content.
         kwargs = {k: v for k, v in config_kwargs.items() if k not in ("data_dir", "annotations", "own")}
         if self.name == MINI:
@@ -200,9 +202,11 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
         name = kwargs.get("config_name") or (args[2] if len(args) > 2 else None) or self.DEFAULT_CONFIG_NAME
         self._fetched: Fetched | None = None
         if kwargs.get("data_dir") is None and name in (Track.DETECTION, Track.IDENTIFICATION):
+            if kwargs.get("only") is not None:
+                kwargs["only"] = ",".join(sorted(set(_words(kwargs["only"]))))
             options = {key: kwargs.get(key) for key in ("annotations", "only", "splits", "own", "allow_partial")}
             cache_dir = kwargs.get("cache_dir") or (args[0] if args else None) or datasets.config.HF_DATASETS_CACHE
-            self._fetched = Fetched(Path(cache_dir).expanduser() / "imaginet-root", options)
+            self._fetched = Fetched(Path(cache_dir).expanduser() / "imaginet-root", Track(name), options)
             kwargs["state"] = self._fetched.state
         super().__init__(*args, **kwargs)
 
@@ -236,7 +240,10 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        root, manifest = self._open()
+        if dl_manager.is_streaming and self._fetched is not None:
+            root, manifest = self._fetched.only_lists()
+        else:
+            root, manifest = self._open()
         wanted = manifest.records
         if self.config.name == Track.IDENTIFICATION:
             wanted = tuple(record for record in wanted if record.label == Origin.SYNTHETIC)
@@ -281,10 +288,20 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
                     row = row_of(record, Path(root), carried_columns, facts)
                 except ImageError as error:
                     if self.config.on_error == "raise" or facts is not None:
+                        if error.reason == "missing" and self._fetched is not None:
+                            raise DataNotFoundError(
+                                f"{record.path} is not in {root}: streams do not fetch; run `imaginet fetch {root}`, "
+                                "or load once without streaming"
+                            ) from error
                         raise
                     logger.warning(f"left out: {error}")
                     continue
                 yield record.file, row
+
+
+def _words(only: str | Sequence[str]) -> list[str]:
+    words = only.split(",") if isinstance(only, str) else only
+    return [word.strip() for word in words if word.strip()]
 
 
 class Fetched:
@@ -295,16 +312,18 @@ class Fetched:
 
     Args:
         root: the ROOT to fill.
+        track: identification needs the synthetic images alone.
         options: annotations, only, splits, own, allow_partial, as in `ImagiNetConfig`.
     """
 
-    def __init__(self, root: Path, options: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, track: Track, options: Mapping[str, Any]) -> None:
         self.root = root
-        only = options["only"] or ()
-        self._only = tuple(word.strip() for word in only.split(",")) if isinstance(only, str) else tuple(only)
+        self._labels = (Origin.SYNTHETIC.value,) if track == Track.IDENTIFICATION else ()
+        self._only = tuple(_words(options["only"] or ()))
         self._annotations = options["annotations"]
         self._splits = options["splits"]
-        self._own = options["own"]
+        own = options["own"] or {}
+        self._own = {key: places for key, places in own.items() if not self._only or key in self._only}
         self._allow_partial = bool(options["allow_partial"])
         self._states = root / FOLDER / "states.json"
         self.state = self._find_state()
@@ -320,10 +339,19 @@ class Fetched:
         if place is None:
             raise DataNotFoundError(f"{self.root} carries no annotations yet")
         manifest = read_annotations(place, None if self._splits is None else {self._splits})
-        if not self._only:
-            return manifest
-        records = tuple(r for r in manifest.records if source_of(r.file)[0] in self._only)
+        records = tuple(
+            r
+            for r in manifest.records
+            if (not self._only or source_of(r.file)[0] in self._only) and (not self._labels or r.label in self._labels)
+        )
         return replace(manifest, records=records)
+
+    def only_lists(self) -> tuple[Path, Manifest]:
+        """For streams, which do not fetch images: ROOT, and what the lists say."""
+        from imaginet_hub.data.fetch import fetch_lists
+
+        fetch_lists(self.root, self._annotations, self._splits)
+        return self.root, self.listed()
 
     def fetch(self) -> tuple[Path, Manifest]:
         """Show the plan, refuse what cannot work before the first byte, then fetch.
@@ -339,9 +367,11 @@ class Fetched:
             annotations=self._annotations,
             only=self._only,
             split=self._splits,
+            labels=self._labels,
             own=self._own,
+            wait=True,
             show=logger.warning,
-            confirm=None if self._allow_partial else self._refuse,
+            confirm=self._refuse,
         )
         if not summary.complete:
             if not self._allow_partial:
@@ -360,7 +390,17 @@ class Fetched:
         return self.root, manifest
 
     def _refuse(self, plan: Plan) -> None:
-        if plan.blocked:
+        needed = plan.bytes + plan.listed_bytes  # ROOT, and the prepared copy
+        if plan.free is not None and needed > plan.free:
+            raise FetchError(
+                "disk",
+                "imaginet",
+                str(self.root),
+                f"about {human_bytes(needed)} of free disk (images, and the prepared dataset)",
+                human_bytes(plan.free),
+                "free some, choose another cache_dir, or load less (only=..., splits=...)",
+            )
+        if plan.blocked and not self._allow_partial:
             lines = [f"  {b.source} ({len(b.records):,} images): {b.why}; {b.remedy}" for b in plan.blocked]
             raise DataNotFoundError(
                 "nothing was fetched, because some images of ImagiNet cannot be fetched here:\n"
@@ -374,7 +414,7 @@ class Fetched:
         lists = ""
         if self._annotations is not None:
             lists = " ".join(digest for _, digest in self.listed().lists)
-        return json.dumps([lists, sorted(self._only), self._splits, self._allow_partial])
+        return json.dumps([lists, sorted(self._only), self._splits, self._allow_partial, self._labels])
 
     def _find_state(self) -> str:
         try:
@@ -387,21 +427,23 @@ class Fetched:
         left = self._known_states().get(self._key())
         if left is not None:
             return str(left[1]) if left[0] == now else now
-        # A partial dataset is whatever could be had that day.
-        return uuid.uuid4().hex[:16] if self._allow_partial else first
+        return first
 
     def _known_states(self) -> dict[str, list[str]]:
         try:
             states = json.loads(self._states.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
+        if not isinstance(states, dict):
+            return {}
         return {key: value for key, value in states.items() if isinstance(value, list) and len(value) == 2}
 
     def _keep_state(self, now: str) -> None:
-        states = self._known_states() | {self._key(): [now, self.state]}
-        temporary = self._states.with_suffix(".incomplete")
-        temporary.write_text(json.dumps(states), encoding="utf-8")
-        temporary.replace(self._states)
+        with filelock.FileLock(self._states.with_suffix(".lock")):  # another process may be doing the same
+            states = self._known_states() | {self._key(): [now, self.state]}
+            temporary = self._states.with_suffix(".incomplete")
+            temporary.write_text(json.dumps(states), encoding="utf-8")
+            temporary.replace(self._states)
 
 
 def _report_left_out(folder: Path, result: Scan, partial: dict[str, Any] | None) -> None:

@@ -12,7 +12,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -191,13 +191,19 @@ def _describe(data: bytes) -> str:
     return f"bytes that start with {data[:8].hex(' ')}"
 
 
-def examine(data: bytes, name: str, look: Callable[[Image.Image], None] | None = None) -> ImageFacts:
+def examine(
+    data: bytes,
+    name: str,
+    look: Callable[[Image.Image], None] | None = None,
+    room: Callable[[int], AbstractContextManager[object]] | None = None,
+) -> ImageFacts:
     """Decode the first frame completely and say what the bytes are.
 
     Args:
         data: the bytes of an image file.
         name: what to call it in errors.
         look: is shown the decoded image, so that nobody has to decode it again.
+        room: is told how many bytes decoding will take, and entered meanwhile; so threads can take turns.
 
     Raises:
         ImageError: unreadable, truncated or oversized.
@@ -209,9 +215,10 @@ def examine(data: bytes, name: str, look: Callable[[Image.Image], None] | None =
             # Every byte is read and entropy-decoded all the same, which is what can fail; only the pixels that
             # nobody looks at are an eighth as many each way.
             image.draft(None, (1, 1))
-        _decode(image, name)
-        if look is not None:
-            look(image)
+        with nullcontext() if room is None else room(_decoded_bytes(image, width * height)):
+            _decode(image, name)
+            if look is not None:
+                look(image)
         return ImageFacts(
             sha256=hashlib.sha256(data).hexdigest(),
             width=width,
@@ -219,6 +226,14 @@ def examine(data: bytes, name: str, look: Callable[[Image.Image], None] | None =
             format=str(image.format),
             size=len(data),
         )
+
+
+def _decoded_bytes(image: Image.Image, pixels: int) -> int:
+    """About what decoding takes in memory."""
+    size = image.width * image.height * 4
+    if "progressive" in image.info:  # all coefficients of the picture at its full size, 16 bits each
+        size += pixels * 6
+    return size
 
 
 def open_image(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Image.Image:

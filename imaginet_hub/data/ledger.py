@@ -1,7 +1,7 @@
 """The ledger of a ROOT: one line for each file that was verified, appended as soon as the file has its name.
 
-`ROOT/.imaginet/ledger.jsonl` holds JSON objects. A later line about a path replaces an earlier one; a last line that a
-kill cut short is ignored, and the file it spoke of is simply verified again.
+`ROOT/.imaginet/ledger.jsonl` holds JSON objects. A later line about a path replaces an earlier one; a line that a kill
+or a full disk cut short is ignored, and the file it spoke of is simply verified again.
 """
 
 from __future__ import annotations
@@ -146,9 +146,16 @@ class Ledger:
         self._lock = threading.Lock()
         self.entries = read_ledger(root)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        if self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size:
+        if self._cut_short():
             self._rewrite()
         self._file = self._path.open("ab", buffering=0)
+        self._torn = False
+
+    def _cut_short(self) -> bool:
+        """Whether the last line has no end."""
+        with self._path.open("a+b") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            return file.read(1) not in (b"", b"\n")
 
     def _rewrite(self) -> None:
         """Without the line that was cut short: nothing may be appended to it."""
@@ -161,8 +168,12 @@ class Ledger:
         """Record one file, now."""
         line = _line(entry).encode()
         with self._lock:
+            if self._torn:  # not the whole of the last line could be written
+                line = b"\n" + line
+            self._torn = True
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            self._torn = False
             self.entries[entry.path] = entry
 
     def close(self) -> None:

@@ -244,10 +244,12 @@ def _read_upstream_folder(folder: Path, splits: Collection[str] | None) -> Manif
     wanted = [
         (folder / name, split) for name, split in UPSTREAM_LISTS.items() if splits is None or split in set(splits)
     ]
+    if not wanted:
+        raise UsageError(f"split: upstream's lists have train and test, got {' and '.join(map(repr, splits or ()))}")
     present = [(file, split) for file, split in wanted if file.is_file()]
     if not present:
         raise DataNotFoundError(
-            f"no annotations in {folder}: expected {' or '.join(file.name for file, _ in wanted) or 'known splits'}"
+            f"no annotations in {folder}: expected {' or '.join(file.name for file, _ in wanted)}"
             f", or a table {' or '.join(_TABLES)}"
         )
     lists = [_read_list(file, split) for file, split in present]

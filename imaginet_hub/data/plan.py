@@ -6,14 +6,26 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from imaginet_hub.data.ledger import Entry
-from imaginet_hub.data.manifest import Record
 from imaginet_hub.data.matching import imagenet_basename
-from imaginet_hub.data.sources import SOURCES, UNKNOWN_MEAN_BYTES, Route, Source, source_named, source_of
+from imaginet_hub.data.sources import (
+    KNOWN_CORRUPT,
+    SOURCES,
+    UNKNOWN_MEAN_BYTES,
+    Route,
+    Source,
+    source_named,
+    source_of,
+)
+from imaginet_hub.data.units import human_bytes
 from imaginet_hub.errors import UsageError
 
-__all__ = ["OWN", "Blocked", "OnDisk", "Options", "Part", "Plan", "human_bytes", "make_plan"]
+if TYPE_CHECKING:  # only their names: `imaginet sources` is quick without what they need
+    from imaginet_hub.data.ledger import Entry
+    from imaginet_hub.data.manifest import Record
+
+__all__ = ["OWN", "Blocked", "OnDisk", "Options", "Part", "Plan", "make_plan"]
 
 #: The route of files that the user has.
 OWN = "own"
@@ -43,6 +55,9 @@ class Options:
         for key in (*self.only, *self.own, *self.routes):
             if source_named(key) is None:
                 raise UsageError(f"unknown source {key!r}{_meant(key, (s.key for s in SOURCES))}")
+        for key in (*self.own, *self.routes):
+            if self.only and key not in self.only:
+                raise UsageError(f"{key}: its files or its route are named, but --only leaves it out")
         for key, name in self.routes.items():
             names = [OWN, *(route.name for route in _routes(key))]
             if name not in names:
@@ -78,10 +93,14 @@ class OnDisk:
     ledger: Mapping[str, Entry] = field(default_factory=dict)
     free: int | None = None
 
-    def verified(self, path: str) -> bool:
-        """Whether the file is as it was when the ledger took it in."""
-        entry = self.ledger.get(path)
-        return entry is not None and self.files.get(path) == (entry.bytes, entry.mtime_ns)
+    def verified(self, record: Record) -> bool:
+        """Whether the file is as it was when the ledger took it in, and what the list promises."""
+        entry = self.ledger.get(record.file)
+        return (
+            entry is not None
+            and self.files.get(record.file) == (entry.bytes, entry.mtime_ns)
+            and record.sha256 in (None, entry.sha256)
+        )
 
 
 @dataclass(frozen=True)
@@ -89,14 +108,14 @@ class Part:
     """Files of one source to be had.
 
     Attributes:
-        source: its key.
+        source: where they are from.
         records: in the order of the lists.
         own: the user's folders and archives, tried first.
         routes: tried after them, in this order.
         bytes: estimate of what they take on disk.
     """
 
-    source: str
+    source: Source
     records: tuple[Record, ...]
     own: tuple[Path, ...]
     routes: tuple[Route, ...]
@@ -134,6 +153,8 @@ class Plan:
         blocked: what cannot be fetched.
         beyond_limit: missing files that `limit` leaves for another time.
         free: bytes free on ROOT's disk, if known.
+        known_corrupt: files that every known copy holds damaged (`sources.KNOWN_CORRUPT`) and that cannot be fetched.
+        listed_bytes: estimate of what all listed files take, those that are here included.
     """
 
     listed: int
@@ -143,6 +164,8 @@ class Plan:
     blocked: tuple[Blocked, ...]
     beyond_limit: int
     free: int | None
+    known_corrupt: tuple[Record, ...] = ()
+    listed_bytes: int = 0
 
     @property
     def files(self) -> int:
@@ -166,7 +189,7 @@ class Plan:
         if self.parts:
             lines.append(f"  {'source':<14}{'images':>8}{'about':>10}  by, in this order")
             lines += [
-                f"  {part.source:<14}{len(part.records):>8,}{human_bytes(part.bytes):>10}  {part.ways}"
+                f"  {part.source.key:<14}{len(part.records):>8,}{human_bytes(part.bytes):>10}  {part.ways}"
                 for part in self.parts
             ]
         for block in self.blocked:
@@ -188,7 +211,7 @@ class Plan:
             "bytes_free": self.free,
             "fetch": [
                 {
-                    "source": part.source,
+                    "source": part.source.key,
                     "images": len(part.records),
                     "bytes_estimate": part.bytes,
                     "routes": [*([OWN] if part.own else []), *(route.name for route in part.routes)],
@@ -218,19 +241,20 @@ def make_plan(records: Sequence[Record], disk: OnDisk, options: Options) -> Plan
         options: see `Options`.
     """
     by_source: dict[str, list[Record]] = {}
-    verified, unverified, listed, beyond = 0, [], 0, 0
+    verified, unverified, listed, beyond, listed_bytes = 0, [], 0, 0, 0
     for record in records:
         key = source_of(record.file)[0]
         if options.only and key not in options.only:
             continue
         listed += 1
+        listed_bytes += disk.files[record.file][0] if record.file in disk.files else _mean_bytes(source_named(key))
         if record.file not in disk.files:
             by_source.setdefault(key, []).append(record)
-        elif disk.verified(record.file):
+        elif disk.verified(record):
             verified += 1
         else:
             unverified.append(record)
-    parts, blocked = [], []
+    parts, blocked, hopeless = [], [], []
     order = [source.key for source in SOURCES]
     for key in sorted(by_source, key=lambda k: (order.index(k) if k in order else len(order), k)):
         missing = by_source[key]
@@ -243,8 +267,13 @@ def make_plan(records: Sequence[Record], disk: OnDisk, options: Options) -> Plan
         own = tuple(options.own.get(key, ()))
         possible: list[Record] = []
         routes: list[Route] = []
-        for ways, members in groups.items():
+        for ways, grouped in groups.items():
+            members = grouped
             if isinstance(ways, _No):
+                hopeless += [record for record in members if record.file in KNOWN_CORRUPT]
+                members = [record for record in members if record.file not in KNOWN_CORRUPT]
+                if not members:
+                    continue
                 why = ways.why.replace("{path}", repr(members[0].path))
                 blocked.append(Blocked(key, tuple(members), ways.reason, why, ways.remedy))
             else:
@@ -254,9 +283,23 @@ def make_plan(records: Sequence[Record], disk: OnDisk, options: Options) -> Plan
             wanted_order = {record.file: n for n, record in enumerate(wanted)}
             possible.sort(key=lambda record: wanted_order[record.file])
             routes.sort(key=source.routes.index)
-            size = len(possible) * (source.mean_bytes or UNKNOWN_MEAN_BYTES)
-            parts.append(Part(key, tuple(possible), own, tuple(routes), size))
-    return Plan(listed, verified, tuple(unverified), tuple(parts), tuple(blocked), beyond, disk.free)
+            size = len(possible) * _mean_bytes(source)
+            parts.append(Part(source, tuple(possible), own, tuple(routes), size))
+    return Plan(
+        listed,
+        verified,
+        tuple(unverified),
+        tuple(parts),
+        tuple(blocked),
+        beyond,
+        disk.free,
+        tuple(hopeless),
+        listed_bytes,
+    )
+
+
+def _mean_bytes(source: Source | None) -> int:
+    return (source.mean_bytes if source else None) or UNKNOWN_MEAN_BYTES
 
 
 @dataclass(frozen=True)
@@ -296,13 +339,3 @@ def _ways(source: Source | None, record: Record, options: Options) -> tuple[Rout
         return _No("access", f"an account is needed ({names})", f"`imaginet sources` tells how; or {bring}")
     names = ", ".join(r.name for r in routes)
     return _No("not_yet", f"not yet: this version cannot read the route{'s' * (len(routes) > 1)} {names}", bring)
-
-
-def human_bytes(count: int) -> str:
-    """Decimal units, three digits: 815 MB."""
-    value, unit = float(count), "B"
-    for bigger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, bigger
-    return f"{value:.3g} {unit}" if unit != "B" else f"{count} B"

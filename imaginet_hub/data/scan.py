@@ -123,10 +123,10 @@ def scan(
             return examine_file(root, record)[1]
         except ImageError as error:
             policy = "on_error"
-            if record.file in KNOWN_CORRUPT:
-                policy = "known_corrupt"
-            elif allow_partial and error.reason == "missing":
+            if allow_partial and error.reason == "missing":
                 policy = "allow_partial"
+            elif record.file in KNOWN_CORRUPT:
+                policy = "known_corrupt"
             return LeftOut(record.path, record.split, error.reason, error.message, policy)
 
     workers = max(1, num_proc or os.cpu_count() or 1)

@@ -15,7 +15,7 @@ from datasets.utils import tqdm
 from imaginet_hub.data.images import examine, read_bytes
 from imaginet_hub.data.ledger import Entry, read_ledger
 from imaginet_hub.data.manifest import Record, find_annotations, read_annotations
-from imaginet_hub.errors import DataNotFoundError, ImageError
+from imaginet_hub.errors import DataNotFoundError, ImageError, UsageError
 
 __all__ = ["Verification", "verify"]
 
@@ -33,6 +33,7 @@ class Verification:
         problems: path -> (reason, what is wrong): changed | missing | damaged.
         absent: listed by the annotations and not there (a partial ROOT).
         twins: groups of paths with the same bytes, of which some are in one split and some in another.
+        listed: whether there were annotations to go by.
     """
 
     root: Path
@@ -41,6 +42,7 @@ class Verification:
     problems: Mapping[str, tuple[str, str]]
     absent: int
     twins: tuple[tuple[tuple[str, str], ...], ...]
+    listed: bool = True
 
     @property
     def fine(self) -> bool:
@@ -49,18 +51,23 @@ class Verification:
 
     def text(self) -> str:
         """The result for people."""
+        absent = f"{self.absent:,} listed images are not here"
+        if not self.listed:
+            absent = "without lists (--annotations) nothing is known of what is not here"
         lines = [
             f"{self.root}: {self.intact:,} files are as the ledger says, {len(self.problems):,} are not; "
-            f"{len(self.unlisted):,} readable images are not in the ledger; {self.absent:,} listed images are not here"
+            f"{len(self.unlisted):,} readable images are not in the ledger; {absent}"
         ]
         problems = sorted(self.problems.items())
         lines += [f"  {reason}: {path}: {what}" for path, (reason, what) in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
             lines.append(f"  ... and {len(problems) - _SHOWN:,} more")
         if problems:
-            lines.append(f"Delete what changed and run `imaginet fetch {self.root}` to have it fetched again.")
+            lines.append(
+                "Delete what changed and run the `imaginet fetch` that filled ROOT, to have it fetched again."
+            )
         if self.unlisted:
-            lines.append(f"Run `imaginet fetch {self.root}` to enter what is not in the ledger.")
+            lines.append("Run the `imaginet fetch` that filled ROOT, to enter what is not in the ledger.")
         if self.twins:
             lines.append(f"{len(self.twins):,} images are in more than one split, byte for byte:")
             shown = [" = ".join(f"{split}:{path}" for path, split in group) for group in self.twins[:_SHOWN]]
@@ -103,7 +110,10 @@ def verify(
     Raises:
         DataNotFoundError: no folder, or neither a ledger nor annotations in it.
         AnnotationError: see `read_annotations`.
+        UsageError: `max_workers` is not positive.
     """
+    if max_workers is not None and max_workers < 1:
+        raise UsageError(f"max_workers: expected a positive number, got {max_workers}")
     base = Path(root).expanduser()
     if not base.is_dir():
         raise DataNotFoundError(f"expected a folder of images (ROOT) at {base}, found none")
@@ -155,7 +165,7 @@ def verify(
             split = records[path].split if path in records else entry.split if entry is not None else ""
             by_digest.setdefault(digest, []).append((path, split))
     twins = [tuple(sorted(group)) for group in by_digest.values() if len({split for _, split in group}) > 1]
-    return Verification(base, intact, tuple(unlisted), problems, absent, tuple(sorted(twins)))
+    return Verification(base, intact, tuple(unlisted), problems, absent, tuple(sorted(twins)), bool(records))
 
 
 def _difference(entry: Entry, size: int, digest: str) -> str:

@@ -27,21 +27,22 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from imaginet_hub.data.sources import source_of
+from imaginet_hub.data.sources import FFHQ_INDEX, FFHQ_LIST, SOURCES, source_of
 
 __all__ = ["DRIVE_IDS", "FFHQ_INDEX_ID", "REPOSITORY", "Member", "drive_id", "stage", "write_zip"]
 
 #: Where annotations lie on GitHub: owner/repository/commit.
-REPOSITORY = "delyan-boychev/imaginet/d87b53a03466a68f5e1910d75c7909b8ba596f99"
+REPOSITORY = FFHQ_LIST.addresses[0].removeprefix("github:").rsplit("/", 2)[0]
 #: Source -> id of its zip on Drive.
 DRIVE_IDS = {
-    "wikiart": "1vTChp3nU5GQeLkPwotrybpUGUXj12BTK",
-    "danbooru": "1p0EM6IUAdBhFfdGoLpo0ewhLPXEkA86a",
-    "photozilla": "1WkY6rcXMnir8nk4obejVq64h_WrtydVg",
-    "imaginet": "1uUAoVUcAlUX9ltOXBlf3pKDz3rCKoytk",
+    source.key: archive.address.removeprefix("drive:")
+    for source in SOURCES
+    for route in source.routes
+    for archive in route.archives
+    if archive.address.startswith("drive:")
 }
 #: Drive id of ffhq-dataset-v2.json.
-FFHQ_INDEX_ID = "16N0RV4fHI6joBuKbQAoG34V_cQk7vxSA"
+FFHQ_INDEX_ID = FFHQ_INDEX[0].removeprefix("drive:")
 
 _CNNDETECTION = "hf/sywang/CNNDetection"
 _FFHQ = "hf/Iceclear/FFHQ-HQ1024"

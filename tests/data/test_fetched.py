@@ -100,9 +100,11 @@ def test_the_cache_follows_the_files(
     changed = Path(options["cache_dir"]) / "imaginet-root" / "val2017" / "000000000139.jpg"
     changed.unlink()
     changed.write_bytes(image_bytes(999, format_="JPEG"))
-    second = datasets.load_dataset("imaginet", **options)
-    assert second["test"]["sha256"][0] != first["test"]["sha256"][0]
-    assert second["test"]["sha256"][1:] == first["test"]["sha256"][1:]
+    mirror.forget()
+    second = datasets.load_dataset("imaginet", **options)  # another image than was verified: the ledger's word stands
+    assert second["test"]["sha256"] == first["test"]["sha256"]
+    assert second["test"].cache_files != first["test"].cache_files
+    assert [request.path for request in mirror.requests] == ["/val2017/000000000139.jpg"]
     listed = Path(options["annotations"]) / "test_annotations.txt"
     listed.write_text(listed.read_text().replace("./val2017/000000000139.jpg,0,0,4,8\n", ""))
     assert len(datasets.load_dataset("imaginet", **options)["test"]) == 5
@@ -117,7 +119,7 @@ def test_what_cannot_work_stops_before_the_first_byte(
         assert word in str(caught.value)
     assert mirror.requests == []
     monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(FetchError, match="free disk, got 1 kB"):
+    with pytest.raises(FetchError, match=r"free disk \(images, and the prepared dataset\), got 1 kB"):
         datasets.load_dataset("imaginet", only="coco", **options)
     assert mirror.requests == []
 
@@ -130,9 +132,56 @@ def test_a_partial_one(mirror: Mirror, options: dict[str, Any]) -> None:
     assert paths(again) == paths(loaded) and mirror.requests == []
 
 
-def test_streams_fetch_too(mirror: Mirror, options: dict[str, Any]) -> None:
-    stream = datasets.load_dataset("imaginet", only="ffhq", splits="test", split="test", streaming=True, **options)
+def test_streams_and_questions_fetch_no_image(mirror: Mirror, options: dict[str, Any]) -> None:
+    options |= {"only": "ffhq", "splits": "test"}
+    assert datasets.get_dataset_split_names("imaginet", **options) == ["test"]
+    stream = datasets.load_dataset("imaginet", split="test", streaming=True, **options)
+    with pytest.raises(DataNotFoundError, match=r"streams do not fetch; run `imaginet fetch .*imaginet-root`"):
+        next(iter(stream))
+    assert mirror.requests == []
+    datasets.load_dataset("imaginet", **options)
+    mirror.forget()
+    stream = datasets.load_dataset("imaginet", split="test", streaming=True, **options)
     assert [row["path"] for row in stream] == [path for path, _ in LISTED["test"][6:10]]
+    assert mirror.requests == []
+
+
+def test_identification_fetches_no_real_image(
+    mirror: Mirror, options: dict[str, Any], published: tuple[Path, Path, dict[str, Path]]
+) -> None:
+    loaded = datasets.load_dataset(
+        "imaginet", "identification", own={"journeydb": published[2]["journeydb"]}, **options
+    )
+    assert {split: len(rows) for split, rows in loaded.items()} == {"train": 4, "test": 7}
+    root = Path(options["cache_dir"]) / "imaginet-root"
+    assert not (root / "val2017").exists() and not (root / "ffhq").exists()
+
+
+def test_room_for_the_prepared_copy_is_asked_for_too(
+    mirror: Mirror, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 6 * 163_000 * 3 // 2  # more than the images, less than twice as much
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, free))
+    with pytest.raises(FetchError, match=r"images, and the prepared dataset"):
+        datasets.load_dataset("imaginet", only="coco", splits="test", **options)
+    assert mirror.requests == []
+
+
+def test_what_is_damaged_everywhere_stops_nobody(
+    mirror: Mirror, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = Path(options["annotations"]) / "test_annotations.txt"
+    with listed.open("a") as stream:
+        stream.write("./wikiart/Baroque/rembrandt_woman-standing-with-raised-hands.jpg,0,1,4,8\n")
+    options |= {"only": "coco,wikiart", "splits": "test"}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataNotFoundError, match="nothing was fetched"):
+        datasets.load_dataset("imaginet", **options)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    datasets.load_dataset("imaginet", "detection", **options)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    loaded = datasets.load_dataset("imaginet", "detection", **{**options, "only": ["wikiart", "coco", "coco"]})
+    assert len(loaded["test"]) == 6
 
 
 def test_a_failure_is_told_and_the_next_load_goes_on(mirror: Mirror, options: dict[str, Any]) -> None:

@@ -376,7 +376,10 @@ def test_a_small_file_that_does_not_end(serve: Serve) -> None:
         while True:
             connection.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
 
-    with Http(limits=FAST) as http, pytest.raises(FetchError, match="at most 1,000,000 bytes, got more"):
+    with (
+        Http(limits=FAST) as http,
+        pytest.raises(FetchError, match=r"at most 1,000,000 bytes, got more.*--from coco=PATH"),
+    ):
         http.read(PlainFile("coco", serve(answer) + "/x"), max_bytes=1_000_000)
 
 
@@ -491,11 +494,13 @@ def test_many_threads_and_an_address_that_expires(mirror: Mirror) -> None:
     """Drive shows its form again, or refuses, to all that are under way: nobody fails, nobody asks for ever."""
     for fault in (Fault(page="virus"), Fault(status=403)):
         mirror.forget()
-        expired = {"on": False}
+        expired: set[tuple[int | None, int | None] | None] = set()  # ranges that are still asked of the old address
 
-        def hook(request: Request, fault: Fault = fault, expired: dict[str, bool] = expired) -> Fault | None:
-            old = request.query.get("confirm") and expired["on"] and request.number <= 20
-            return fault if old else None
+        def hook(request: Request, fault: Fault = fault, expired: set = expired) -> Fault | None:
+            if not request.query.get("confirm") or request.range not in expired:
+                return None
+            expired.remove(request.range)
+            return fault
 
         mirror.fault = hook
         remote = remote_for(f"drive:{DRIVE_ID}", "wikiart", Endpoints.resolve(mirror.endpoints))
@@ -509,13 +514,14 @@ def test_many_threads_and_an_address_that_expires(mirror: Mirror) -> None:
             assert http.probe(remote) == len(DATA)
             for number in range(3):
                 work(number)
-            expired["on"] = True
+            expired.update((number * 1000, number * 1000 + 999) for number in range(16))
             threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
         assert results == [True] * 19
+        assert not expired
         assert len(mirror.requests) < 120
 
 
@@ -675,6 +681,29 @@ def test_endpoints_that_make_no_sense_are_not_quoted(value: str, monkeypatch: py
     text = "".join(traceback.format_exception(caught.value))
     assert "SECRET" not in text
     assert "CRET@" not in text
+
+
+@pytest.mark.parametrize("base", ["foo", "ftp://h", "http://u:SECRET@h:port", "http://"])
+def test_the_variable_that_is_wrong_is_named(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGINET_ENDPOINTS", f"coco={base}")
+    with pytest.raises(UsageError, match=r"^IMAGINET_ENDPOINTS: expected coco=http") as caught:
+        Endpoints.resolve()
+    assert "SECRET" not in str(caught.value)
+    monkeypatch.delenv("IMAGINET_ENDPOINTS")
+    monkeypatch.setenv("HF_ENDPOINT", base)
+    with pytest.raises(UsageError, match=r"^HF_ENDPOINT: expected http"):
+        Endpoints.resolve()
+    assert Endpoints.resolve({"hf": "http://h"}).bases["hf"] == "http://h", "what is given comes first"
+    monkeypatch.setenv("IMAGINET_ENDPOINTS", "hf=http://other")
+    assert Endpoints.resolve().bases["hf"] == "http://other"
+    with pytest.raises(UsageError, match=r"^endpoints: expected drive=http"):
+        Endpoints.resolve({"drive": base})
+
+
+@pytest.mark.parametrize("scheme", ["https", "HTTPS", "Http"])
+def test_addresses_are_redacted_however_they_are_written(scheme: str) -> None:
+    said = redacted(f"failed: {scheme}://user:SECRET@h/x?sig=SECRET, {scheme}://user:SECRET@h:port/x")
+    assert said == f"failed: {scheme.lower()}://h/x (address)"
 
 
 @given(st.text(alphabet="abc/:@?#[]%. \\&=", max_size=40))

@@ -70,6 +70,41 @@ def test_a_line_that_was_cut_short(tmp_path: Path, cut: int) -> None:
     assert file_of(tmp_path).read_bytes().count(b"\n") == len(kept) + 1
 
 
+@pytest.mark.parametrize("cut", [1, 100, -1])
+def test_a_line_that_the_disk_had_no_room_for(tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may write its own before the first one has stopped everything."""
+    ledger = Ledger(tmp_path)
+    ledger.append(ENTRY)
+    real = ledger._file
+
+    class Full:
+        def write(self, data: bytes) -> int:
+            return real.write(data[:cut])
+
+    for number in (2, 3):
+        monkeypatch.setattr(ledger, "_file", Full())
+        with pytest.raises(OSError, match="No space left"):
+            ledger.append(replace(ENTRY, path=f"val2017/{number}.jpg"))
+        assert f"val2017/{number}.jpg" not in ledger.entries
+    monkeypatch.setattr(ledger, "_file", real)
+    for number in (4, 5):
+        ledger.append(replace(ENTRY, path=f"val2017/{number}.jpg"))
+    ledger.close()
+    # A line of which only the end is missing is whole.
+    kept = {"val2017/2.jpg", "val2017/3.jpg"} if cut == -1 else set()
+    assert set(read_ledger(tmp_path)) == {ENTRY.path, "val2017/4.jpg", "val2017/5.jpg", *kept}
+
+
+def test_a_long_ledger_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file_of(tmp_path).write_bytes(line() + b"\n\n" + line(path="val2017/2.jpg"))
+    reads, real = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: reads.append(self) or real(self))
+    ledger = Ledger(tmp_path)
+    ledger.close()
+    assert set(ledger.entries) == {ENTRY.path, "val2017/2.jpg"}
+    assert reads == [file_of(tmp_path)]
+
+
 HOSTILE = [
     b"",
     b"garbage",

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import logging
 import os
 import random
 import struct
 import tarfile
 from pathlib import Path
 
+import datasets
 import pytest
 
 from imaginet_hub.data.matching import Finder
-from imaginet_hub.data.readers.local import archives_in, find_in_folder, inside_of, kind_of, read_file, read_tar
+from imaginet_hub.data.readers.local import (
+    archives_in,
+    find_in_folder,
+    inside_of,
+    kind_of,
+    read_file,
+    read_tar,
+    read_tars_in_zip,
+)
 from imaginet_hub.data.sources import source_named
 from imaginet_hub.demo.staging import write_zip
 from imaginet_hub.errors import FetchError
@@ -86,6 +97,70 @@ def test_folders(tmp_path: Path) -> None:
     assert find_in_folder(tmp_path, finder("cnndetection", progan)) == {}
 
 
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+    """Images often lie on another disk, behind a link; and links may lead in circles."""
+    disk, root = tmp_path / "disk", tmp_path / "root"
+    for name in (f"a/{COCO[0]}", "b/deep/000000000285.jpg"):
+        (disk / name).parent.mkdir(parents=True)
+        (disk / name).touch()
+    (root / "here").mkdir(parents=True)
+    (root / "here" / "000000000009.jpg").touch()
+    (root / "away").symlink_to(disk / "a")
+    (root / "here" / "more").symlink_to(disk / "b")
+    (root / "again").symlink_to(disk / "b" / "deep")
+    (disk / "a" / "up").symlink_to(root)
+    (disk / "b" / "deep" / "self").symlink_to(disk / "b" / "deep")
+    (root / "aaa").symlink_to(root / "here")
+    (root / "nowhere").symlink_to(root / "absent")
+    same = finder("coco", COCO)
+    assert find_in_folder(root, same) == {
+        COCO[0]: root / "away" / COCO[0],
+        COCO[1]: root / "again/000000000285.jpg",
+        COCO[2]: root / "here/000000000009.jpg",
+    }
+    assert same.ambiguous() == {}
+    (root / "progan_val").symlink_to(disk / "progan")
+    (disk / "progan" / "cat" / "0_real").mkdir(parents=True)
+    (disk / "progan" / "cat" / "0_real" / "00001.png").touch()
+    progan = ["progan_val/cat/0_real/00001.png", "progan_train/cat/0_real/00001.png"]
+    assert find_in_folder(root, finder("cnndetection", progan)) == {progan[0]: root / progan[0]}
+
+
+def test_folders_that_cannot_be_read_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for folder in ("closed", "open"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "open" / "000000000139.jpg").touch()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if path.endswith("closed"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(datasets.logging.get_logger("datasets"), "propagate", True)
+    found = {COCO[0]: tmp_path / "open/000000000139.jpg"}
+    with caplog.at_level(logging.WARNING):
+        assert find_in_folder(tmp_path, finder("coco", COCO)) == found
+    assert f"left out what is in {tmp_path}/closed: Permission denied" in caplog.text
+    errors: list[OSError] = []
+    assert find_in_folder(tmp_path, finder("coco", COCO), errors.append) == found
+    assert [error.filename for error in errors] == [f"{tmp_path}/closed"]
+
+
+def test_files_that_nobody_wants_are_only_glanced_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(100):
+        (tmp_path / f"{number}.jpg").touch()
+    (tmp_path / "000000000139.jpg").touch()
+    offered, every = [], finder("coco", COCO)
+    offer = every.offer
+    monkeypatch.setattr(every, "offer", lambda name, handle: offered.append(name) or offer(name, handle))
+    assert find_in_folder(tmp_path, every) == {COCO[0]: tmp_path / "000000000139.jpg"}
+    assert offered == [f"{tmp_path}/000000000139.jpg"]
+
+
 def test_folders_with_names_in_other_encodings(tmp_path: Path) -> None:
     wanted = ["wikiart/Realism/arnold-bã¶cklin_sea.jpg"]
     folder = tmp_path / "Realism"
@@ -136,6 +211,49 @@ def test_a_tar_of_tars(tmp_path: Path) -> None:
         inner.append((f"n0144076{n}.tar", file.read_bytes()))
     found = dict(read_tar(tar(tmp_path / "train.tar", inner), "imagenet", finder("imagenet", wanted)))
     assert found == {path: b"%d 1" % n for n, path in enumerate(wanted)}
+
+
+class Stop(BaseException):
+    """What a check raises."""
+
+
+class Check:
+    """A check that stops the scan at the n-th call."""
+
+    def __init__(self, after: int | None = None) -> None:
+        self.calls = 0
+        self.after = after
+
+    def __call__(self) -> None:
+        self.calls += 1
+        if self.calls == self.after:
+            raise Stop
+
+
+def test_a_scan_can_be_stopped_at_any_member(tmp_path: Path) -> None:
+    """Also where nothing is delivered, in either pass, and in archives of archives."""
+    inner = tar(tmp_path / "inner.tar", [*((f"x{n}", b"") for n in range(10)), MEMBERS[0]])
+    file = tar(tmp_path / "a.tar", [("x", b""), ("i.tar", inner.read_bytes()), *MEMBERS[1:], ("last", b"")])
+    everything = 2 + 11 + 2 + 1
+    for wanted, calls in (
+        (["val2017/1.jpg"], everything),
+        (COCO, 2 * everything - 1),
+    ):  # nothing after the last wanted
+        check = Check()
+        dict(read_tar(file, "coco", finder("coco", wanted), check=check))
+        assert check.calls == calls
+        for after in range(1, calls + 1):
+            with pytest.raises(Stop):
+                dict(read_tar(file, "coco", finder("coco", wanted), check=Check(after)))
+    source = source_named("coco")
+    assert source is not None
+    packed = write_zip(tmp_path / "a.zip", [("a.tar", file), ("b.tar", file)])
+    check = Check()
+    found = dict(read_tars_in_zip(packed, source, COCO, check=check))
+    assert found == {path: path.encode() * 100 for path in COCO}
+    assert check.calls == 3 * everything - 1
+    with pytest.raises(Stop):
+        dict(read_tars_in_zip(packed, source, ["val2017/1.jpg"], check=Check(everything + 1)))
 
 
 def test_the_best_member_of_a_tar_wins_wherever_it_is(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_all_nine_sources_and_all_their_routes() -> None:
     """Which file comes by which routes, in which order, on a machine with every account."""
     plan = make_plan(RECORDS, OnDisk(), Options(credentials=ALL))
     assert plan.listed == 18
-    assert {part.source: [route.name for route in part.routes] for part in plan.parts} == {
+    assert {part.source.key: [route.name for route in part.routes] for part in plan.parts} == {
         "coco": ["s3", "zips"],
         "cnndetection": ["hf-zip"],
         "ffhq": ["drive", "hf-zips"],
@@ -63,7 +63,8 @@ def test_all_nine_sources_and_all_their_routes() -> None:
         "photozilla": ["drive"],
         "imaginet": ["drive"],
     }
-    assert [part.source for part in plan.parts] == [s.key for s in SOURCES if s.key not in ("imagenet", "journeydb")]
+    expected = [s.key for s in SOURCES if s.key not in ("imagenet", "journeydb")]
+    assert [part.source.key for part in plan.parts] == expected
     blocked = {block.source: block for block in plan.blocked}
     assert list(blocked) == ["imagenet", "cnndetection", "journeydb"]
     assert [r.file for r in blocked["cnndetection"].records] == [PATHS["cnndetection"][1]]
@@ -130,7 +131,7 @@ def test_the_limit_counts_missing_files_of_each_source_in_list_order() -> None:
 def test_only() -> None:
     plan = make_plan(RECORDS, OnDisk(), Options(only=("coco", "wikiart")))
     assert plan.listed == 4
-    assert [part.source for part in plan.parts] == ["coco", "wikiart"]
+    assert [part.source.key for part in plan.parts] == ["coco", "wikiart"]
     assert not plan.blocked
 
 
@@ -139,15 +140,18 @@ def test_own_files_open_every_source() -> None:
     plan = make_plan(RECORDS, OnDisk(), Options(own=own))
     assert not plan.blocked
     assert plan.files == 18
-    assert all(part.own == own[part.source] for part in plan.parts)
+    assert all(part.own == own[part.source.key] for part in plan.parts)
     assert plan.parts[1].ways == f"{OWN} (/have/coco), s3, zips"
-    forced = make_plan(RECORDS, OnDisk(), Options(only=("coco",), own=own, routes={"coco": OWN}))
+    coco = {"coco": own["coco"]}
+    forced = make_plan(RECORDS, OnDisk(), Options(only=("coco",), own=coco, routes={"coco": OWN}))
     assert forced.parts[0].routes == ()
+    with pytest.raises(UsageError, match="--only leaves it out"):
+        Options(only=("coco",), own=own)
 
 
 def test_offline() -> None:
     plan = make_plan(RECORDS, OnDisk(), Options(offline=True, own={"coco": (Path("/x"),)}))
-    assert [(part.source, part.routes) for part in plan.parts] == [("coco", ())]
+    assert [(part.source.key, part.routes) for part in plan.parts] == [("coco", ())]
     assert {block.reason for block in plan.blocked} == {"offline"}
     assert all("HF_HUB_OFFLINE" in block.why for block in plan.blocked)
 
@@ -159,7 +163,7 @@ def test_unknown_conventions_of_imagenet_fail_clearly_and_alone() -> None:
     assert block.records == (odd,)
     assert repr(odd.path) in block.why
     assert "n########_#.JPEG" in block.remedy
-    assert "coco" in {part.source for part in plan.parts}
+    assert "coco" in {part.source.key for part in plan.parts}
     # With files of one's own, folders can tell what names do not.
     assert not make_plan((odd,), OnDisk(), Options(own={"imagenet": (Path("/x"),)})).blocked
 
@@ -211,7 +215,7 @@ def test_disk() -> None:
     assert plan.lacks_disk
     assert not make_plan(RECORDS, OnDisk(free=plan.bytes), Options()).lacks_disk
     assert not make_plan(RECORDS, OnDisk(), Options()).lacks_disk
-    photozilla = next(part for part in plan.parts if part.source == "photozilla")
+    photozilla = next(part for part in plan.parts if part.source.key == "photozilla")
     assert photozilla.bytes == 2 * UNKNOWN_MEAN_BYTES
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from imaginet_hub.data.sources import (
     source_of,
 )
 
+OFFLINE = ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 SECRET = "hf_ThisIsNoTokenButLooksLikeOne"
 
 
@@ -29,7 +33,8 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine without any account."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name in OFFLINE:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("KAGGLE_CONFIG_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
@@ -177,3 +182,41 @@ def test_credentials_are_found_and_never_shown(
 def test_offline(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
     assert offline() is expected
+
+
+def test_offline_is_what_datasets_takes_it_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = (None, "", "0", "1", "on")
+    for several in itertools.product(values, repeat=3):
+        for name, value in zip(OFFLINE, several, strict=True):
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+        ours, hub, transformers = several
+        # As `datasets.config` and `huggingface_hub.constants` have it.
+        expected = (hub or transformers) in ("1", "on") if ours is None else ours in ("1", "on")
+        assert offline() is expected, several
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "yes")
+    code = "import datasets; print(datasets.config.HF_DATASETS_OFFLINE)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == str(offline()) == "True"
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import imaginet_hub.data.readers.hosts", "from imaginet_hub.cli import main; main(['sources', '--quiet'])"],
+)
+def test_what_sources_need_is_cheap(code: str) -> None:
+    code = (
+        f"{code}\nimport sys; print([m for m in ('PIL', 'datasets', 'numpy', 'pyarrow', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_text_looks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("imaginet_hub.data.access.credentials", lambda: calls.append(1) or frozenset())
+    assert "route packed" in sources_text()
+    assert len(calls) == 1

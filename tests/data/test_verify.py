@@ -13,7 +13,7 @@ from imaginet_hub.data.images import examine
 from imaginet_hub.data.ledger import FOLDER, Entry, Ledger
 from imaginet_hub.data.manifest import read_annotations
 from imaginet_hub.data.verify import verify
-from imaginet_hub.errors import AnnotationError, DataNotFoundError
+from imaginet_hub.errors import AnnotationError, DataNotFoundError, UsageError
 from tests.conftest import image_bytes
 
 PATHS = [f"{folder}/{n}.jpg" for folder in ("train2017", "val2017") for n in range(4)]
@@ -82,7 +82,7 @@ def test_everything_that_can_be_wrong(root: Path, capsys: pytest.CaptureFixture[
     assert main(["verify", str(root)]) == 1
     out = capsys.readouterr().out
     assert "4 files are as the ledger says, 4 are not" in out
-    assert f"imaginet fetch {root}" in out
+    assert "run the `imaginet fetch` that filled ROOT" in out
     assert main(["verify", str(root), "--json", "--quiet"]) == 1
     value = json.loads(capsys.readouterr().out)
     assert value["fine"] is False
@@ -123,6 +123,9 @@ def test_what_cannot_be_verified(root: Path, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataNotFoundError, match="neither a ledger"):
         verify(tmp_path / "empty")
+    for workers in (0, -1):
+        with pytest.raises(UsageError, match=f"max_workers: expected a positive number, got {workers}"):
+            verify(root, max_workers=workers)
     (root / "annotations" / "train_annotations.txt").write_text("broken\n")
     with pytest.raises(AnnotationError):
         verify(root)

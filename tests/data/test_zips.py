@@ -13,19 +13,21 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imaginet_hub.data.readers import zips
-from imaginet_hub.data.readers.hosts import Endpoints, remote_for
+from imaginet_hub.data.readers.hosts import Endpoints, PlainFile, remote_for
 from imaginet_hub.data.readers.http import Http
 from imaginet_hub.data.readers.zips import LocalFile, Member, RemoteFile, ZipFile, plan_runs
 from imaginet_hub.demo.mirror import Mirror
 from imaginet_hub.demo.staging import DRIVE_IDS, write_zip
 from imaginet_hub.demo.staging import Member as Made
 from imaginet_hub.errors import FetchError
+from tests.support.http import FileServer, serve
 
 
 class Memory:
@@ -403,6 +405,58 @@ def test_bytes_that_cross_the_network(large: Path, address: str, which: str) -> 
     assert pages < 10_000
     if which in ("all", "neighbours"):
         assert len(runs) <= 1 + sum(m.compressed for m in found.values()) // (3 << 20)
+
+
+class Counting(FileServer):
+    """Counts connections."""
+
+    connections = 0
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
+        super().process_request(request, client_address)
+
+
+@pytest.mark.parametrize("which", ["all", "tenth"])
+def test_runs_share_a_connection(large: Path, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.support.http.FileServer", Counting)
+    names = {b"danbooru2021/%07d.jpg" % n for n in _wanted(which)}
+    with serve(large / "coco") as server, Http() as http:
+        assert isinstance(server, Counting)
+        archive = ZipFile(RemoteFile(http, PlainFile("danbooru", f"{server.url}/zips/val2017.zip")))
+        runs = plan_runs(archive.find(Wants(names)))  # type: ignore[arg-type]
+        results = [data for run in runs for _, data in archive.read(run)]
+        assert not any(isinstance(data, FetchError) for data in results)
+        assert len(results) == len(names)
+        assert len(runs) > 4
+        assert server.connections == 1
+
+
+def test_what_is_left_of_a_run_is_read_if_it_is_little() -> None:
+    """And is nobody's loss if it cannot be."""
+
+    class Counted(Memory):
+        taken, fails = 0, False
+
+        def stream(self, start: int, end: int) -> Iterator[bytes]:
+            for at in range(start, end, 1000):
+                if self.fails and at + 1000 > end:
+                    raise self.error("network", "the rest", "nothing", self.remedy)
+                self.taken += min(1000, end - at)
+                yield from super().stream(at, min(at + 1000, end))
+
+    body = random.Random(5).randbytes(100_000)
+    whole = made(Made("a", body), Made("b", body))
+    for rest, read, fails in ((3_000, True, False), (50_000, False, False), (3_000, True, True)):
+        file = Counted(whole)
+        archive = ZipFile(file)  # type: ignore[arg-type]
+        (run,) = plan_runs(archive.find(Wants({b"a"})))  # type: ignore[arg-type]
+        run = replace(run, end=run.end + rest)
+        file.taken, file.fails = 0, fails
+        assert dict(archive.read(run)) == {"a": body}
+        taken = run.end - run.start
+        assert (file.taken == taken) == (read and not fails)
+        assert file.taken > taken - (1001 if read else rest)
 
 
 _LAYOUT = st.lists(

@@ -82,6 +82,17 @@ def of_root(root: Path, below: str, *, strip: str = "") -> dict[str, bytes]:
     return {path.removeprefix(strip): (root / path).read_bytes() for path in PATHS if path.startswith(below)}
 
 
+def test_the_mirror_has_the_addresses_of_the_sources() -> None:
+    assert REPOSITORY == "delyan-boychev/imaginet/d87b53a03466a68f5e1910d75c7909b8ba596f99"
+    assert FFHQ_INDEX_ID == "16N0RV4fHI6joBuKbQAoG34V_cQk7vxSA"
+    assert DRIVE_IDS == {
+        "wikiart": "1vTChp3nU5GQeLkPwotrybpUGUXj12BTK",
+        "danbooru": "1p0EM6IUAdBhFfdGoLpo0ewhLPXEkA86a",
+        "photozilla": "1WkY6rcXMnir8nk4obejVq64h_WrtydVg",
+        "imaginet": "1uUAoVUcAlUX9ltOXBlf3pKDz3rCKoytk",
+    }
+
+
 def test_every_image_is_packed_once(root: Path, staged: tuple[Path, dict[str, Path]]) -> None:
     origin, own = staged
     assert set(own) == {"imagenet", "cnndetection", "journeydb", "mine"}

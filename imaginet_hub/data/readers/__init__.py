@@ -1,4 +1,4 @@
 """Readers of what holds images: single files, archives on other machines, folders and archives of one's own.
 
-The network is touched in this room and in `data.fetch`, nowhere else.
+The network is touched in this package alone.
 """

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from imaginet_hub.data.access import hub_token
-from imaginet_hub.data.readers.http import Remote, Response, TryAgain, origin_of, shown
+from imaginet_hub.data.readers.http import Remote, Response, TryAgain, origin_of, shown, split
 from imaginet_hub.errors import FetchError, UsageError
 
 __all__ = ["DriveFile", "Endpoints", "HubFile", "PlainFile", "remote_for"]
 
 ENDPOINTS_VARIABLE = "IMAGINET_ENDPOINTS"
+_HUB_VARIABLE = "HF_ENDPOINT"
 _DEFAULTS = {
     # The S3 address of the bucket: the host name images.cocodataset.org has no certificate of its own.
     "coco": "https://s3.amazonaws.com/images.cocodataset.org",
@@ -52,34 +53,31 @@ class Endpoints:
         Raises:
             UsageError: an unknown host or something that is not an http(s) address.
         """
-        moved = _from_environment() | dict(given or {})
-        for host, base in moved.items():
+        said = _from_environment() | {host: (base, "endpoints") for host, base in (given or {}).items()}
+        for host, (base, where) in said.items():
             if host not in _DEFAULTS:
                 # Not quoted unless it is a word: what stands there may be a piece of an address with a password.
                 got = repr(host) if re.fullmatch(r"\w{1,20}", host) else "something else"
-                raise UsageError(f"{ENDPOINTS_VARIABLE}: expected one of {', '.join(_DEFAULTS)}, got {got}")
-            try:
-                parts = urlsplit(base)
-                fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or True)
-            except ValueError:
-                fine = False
-            if not fine:
-                raise UsageError(
-                    f"{ENDPOINTS_VARIABLE}: expected {host}=http(s)://host[:port], got an unusable address"
-                )
+                raise UsageError(f"{where}: expected one of {', '.join(_DEFAULTS)}, got {got}")
+            parts = split(base)
+            if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+                name = "" if where == _HUB_VARIABLE else f"{host}="
+                raise UsageError(f"{where}: expected {name}http(s)://host[:port], got an unusable address")
+        moved = {host: base for host, (base, _) in said.items()}
         bases = {host: base.rstrip("/") for host, base in (_DEFAULTS | moved).items()}
         return cls(bases, frozenset(host for host in bases if bases[host] != _DEFAULTS[host]))
 
 
-def _from_environment() -> dict[str, str]:
-    moved: dict[str, str] = {}
-    if os.environ.get("HF_ENDPOINT"):
-        moved["hf"] = os.environ["HF_ENDPOINT"]
+def _from_environment() -> dict[str, tuple[str, str]]:
+    """Host -> its base, and the variable that says so."""
+    moved = {}
+    if os.environ.get(_HUB_VARIABLE):
+        moved["hf"] = os.environ[_HUB_VARIABLE], _HUB_VARIABLE
     for item in filter(None, (item.strip() for item in os.environ.get(ENDPOINTS_VARIABLE, "").split(","))):
         host, equals, base = item.partition("=")
         if not equals:
             raise UsageError(f"{ENDPOINTS_VARIABLE}: expected host=address,host=address, got an item without '='")
-        moved[host.strip()] = base.strip()
+        moved[host.strip()] = base.strip(), ENDPOINTS_VARIABLE
     return moved
 
 

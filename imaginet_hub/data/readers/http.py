@@ -18,11 +18,11 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
 import httpx2 as httpx
 
@@ -31,6 +31,8 @@ from imaginet_hub.errors import FetchError, UsageError
 __all__ = ["Cancelled", "Http", "Limits", "Remote", "Response", "TryAgain", "origin_of", "redacted"]
 
 _MAX_REDIRECTS = 10
+#: What a file is taken to have when its host does not say.
+_UNKNOWN_BYTES = 8 * 1024**2
 _RETRIED = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
 #: An answer that resumes many times but trickles is a stall: bytes per second, over so many seconds.
 _SLOW, _SLOW_S = 1024, 30
@@ -95,6 +97,16 @@ class Limits:
     max_retry_after_s: float = 120.0
 
 
+def split(url: str) -> SplitResult | None:
+    """An address in its parts, or None if it is none."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # which is looked at only now
+    except ValueError:
+        return None
+    return parts
+
+
 def origin_of(url: str) -> tuple[str, str, int | None]:
     """Scheme, host and port: what a token may be sent to."""
     parts = urlsplit(url)
@@ -113,7 +125,7 @@ def redacted(text: str) -> str:
     """A foreign message without what it may have picked up: addresses' passwords and queries, tokens."""
     text = re.sub(r"(?i)(bearer|basic)\s+[^\s'\",;]+", r"\1 ...", text)
     text = re.sub(r"\bhf_[A-Za-z0-9_-]+", "hf_...", text)
-    return re.sub(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", lambda m: shown(m[0]) if _splits(m[0]) else "(address)", text)
+    return re.sub(r"(?i)[a-z][a-z0-9+.-]*://[^\s'\"<>]+", lambda m: shown(m[0]) if split(m[0]) else "(address)", text)
 
 
 def _harmless(error: BaseException) -> BaseException | None:
@@ -130,13 +142,6 @@ class _Discreet(logging.Filter):
 
 
 _DISCREET = _Discreet()
-
-
-def _splits(url: str) -> bool:
-    try:
-        return urlsplit(url).port is not None or True
-    except ValueError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,7 @@ class Remote:
         Raises:
             TryAgain, FetchError: it is not the file.
         """
-        if head is not None and _is_page(response, head):
+        if head is not None and _HTML.match(head):
             raise TryAgain(self.error("format", "the file", "a web page with status 200", self.other_ways()), most=2)
 
     def learn(self, response: Response) -> None:
@@ -234,11 +239,6 @@ class Remote:
     def error(self, reason: str, expected: str, got: str, remedy: str) -> FetchError:
         """An error about this file."""
         return FetchError(reason, self.source, self.address, expected, got, remedy)
-
-
-def _is_page(response: Response, head: bytes) -> bool:
-    kind = response.headers.get("content-type", "").lower()
-    return (kind.startswith("text/html") and _HTML.match(head) is not None) or _HTML.match(head[:512]) is not None
 
 
 class Http:
@@ -302,8 +302,15 @@ class Http:
         if self._stop.is_set():
             raise Cancelled
 
-    def read(self, remote: Remote, *, max_bytes: int) -> tuple[bytes, Response]:
+    def read(
+        self, remote: Remote, *, max_bytes: int, room: Callable[[int], None] | None = None
+    ) -> tuple[bytes, Response]:
         """A small file whole; a broken attempt starts over.
+
+        Args:
+            remote: the file.
+            max_bytes: more than that is an error.
+            room: is told before each attempt how many bytes are coming; it may wait.
 
         Raises:
             FetchError: patience ended, or the answer is final.
@@ -316,12 +323,12 @@ class Http:
                 pieces: list[bytes] = []
                 total = 0
                 with self._opened(remote, 0, None) as (response, body):
+                    if room is not None:
+                        room(min(max_bytes, remote.size or _UNKNOWN_BYTES))
                     for piece in body:
                         total += len(piece)
                         if total > max_bytes:
-                            raise remote.error(
-                                "format", f"at most {max_bytes:,} bytes", "more", "this is not an image of the lists"
-                            )
+                            raise remote.error("format", f"at most {max_bytes:,} bytes", "more", remote.other_ways())
                         pieces.append(piece)
                 return b"".join(pieces), response
             except TryAgain as trouble:

@@ -7,7 +7,7 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from imaginet_hub.data.images import read_bytes
@@ -28,6 +28,8 @@ __all__ = [
     "tars_in_zip",
 ]
 
+#: JourneyDB's archives lie in data/train/imgs/.
+_ARCHIVE_DEPTH = 4
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _BROKEN = (
     tarfile.TarError,
@@ -71,19 +73,53 @@ def _without_ending(name: str) -> str:
 
 
 def archives_in(folder: Path) -> list[Path]:
-    """Archives that lie directly in a folder; none if it is no folder or cannot be read."""
-    try:
-        return sorted(p for p in folder.iterdir() if p.name.lower().endswith(ARCHIVE_SUFFIXES) and p.is_file())
-    except OSError:
-        return []
-
-
-def find_in_folder(folder: Path, finder: Finder[Path]) -> dict[str, Path]:
-    """Offer every file below a folder to a finder and return its sure matches; the folder's own path counts too."""
+    """Archives in a folder and, as repositories of the Hub have them, a few folders below; nearest first."""
+    found: list[tuple[int, Path]] = []
     base = os.path.abspath(folder)  # noqa: PTH100 - a link keeps its own name
-    for parent, _, names in os.walk(base):
-        for name in names:
-            finder.offer(f"{parent}/{name}", Path(parent, name))
+    for parent, folders, names in os.walk(base):
+        depth = len(Path(parent).relative_to(base).parts)
+        if depth >= _ARCHIVE_DEPTH:
+            folders.clear()
+        files = (Path(parent, name) for name in names if name.lower().endswith(ARCHIVE_SUFFIXES))
+        found += [(depth, file) for file in files if file.is_file()]
+    return [file for _, file in sorted(found)]
+
+
+def _log(error: OSError) -> None:
+    import datasets
+
+    where = os.fsencode(error.filename or "").decode("utf-8", "replace")
+    logger = datasets.logging.get_logger(__name__)
+    logger.warning(f"left out what is in {where}: {error.strerror or type(error).__name__}")
+
+
+def find_in_folder(folder: Path, finder: Finder[Path], warn: Callable[[OSError], None] = _log) -> dict[str, Path]:
+    """Offer every file below a folder to a finder and return its sure matches; the folder's own path counts too.
+
+    Links are followed, and each folder is read once: by its own name if that is below `folder`, else by the first
+    link to it.
+
+    Args:
+        warn: called with what is wrong with each folder that cannot be read and is left out. Default: log a warning.
+    """
+    ways = [os.path.abspath(folder)]  # noqa: PTH100 - a link keeps its own name
+    seen = set()
+    for way in ways:  # grows by the links that are met
+        for parent, folders, names in os.walk(way, onerror=warn):
+            try:
+                status = os.stat(parent)  # noqa: PTH116
+            except OSError as error:
+                warn(error)
+                continue
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders.sort()
+            ways += [path for path in (f"{parent}/{name}" for name in folders) if os.path.islink(path)]  # noqa: PTH114
+            for name in names:
+                if finder.may_want(os.fsencode(name)):
+                    finder.offer(f"{parent}/{name}", Path(parent, name))
     return finder.found()
 
 
@@ -129,18 +165,24 @@ def tars_in_zip(path: Path, source: str) -> list[str]:
     return tars.names
 
 
-def read_tars_in_zip(path: Path, source: Source, wanted: Iterable[str]) -> Iterator[tuple[str, bytes | FetchError]]:
+def _go_on() -> None:
+    """Nobody wants to stop."""
+
+
+def read_tars_in_zip(
+    path: Path, source: Source, wanted: Iterable[str], check: Callable[[], None] = _go_on
+) -> Iterator[tuple[str, bytes | FetchError]]:
     """`read_tar` of each tar archive inside a ZIP archive, as a stream."""
     left = list(wanted)
     for name in tars_in_zip(path, source.key):
-        for target, result in read_tar(path, source.key, Finder(source, left), inner=name):
+        for target, result in read_tar(path, source.key, Finder(source, left), name, check):
             if isinstance(result, bytes):
                 left.remove(target)
             yield target, result
 
 
 def read_tar(
-    path: Path, source: str, finder: Finder[str], inner: str | None = None
+    path: Path, source: str, finder: Finder[str], inner: str | None = None, check: Callable[[], None] = _go_on
 ) -> Iterator[tuple[str, bytes | FetchError]]:
     """The wanted members of a tar archive, compressed or not; archives inside it are read too.
 
@@ -149,11 +191,12 @@ def read_tar(
 
     Args:
         inner: `path` is a ZIP archive, and this member of it the tar archive.
+        check: called for every member, wanted or not, each time it is passed; raises to stop.
     """
     last: dict[str, int] = {}
     broken = None
     try:
-        for number, (name, _, _) in enumerate(_members(path, inner)):
+        for number, (name, _, _) in enumerate(_members(path, inner, check)):
             if finder.offer(name, name):
                 last[name] = number  # of members with one name the last one counts
     except _BROKEN as error:
@@ -162,7 +205,7 @@ def read_tar(
     for target, name in finder.found().items():
         wanted.setdefault(name, []).append(target)
     try:
-        for number, (name, member, archive) in enumerate(_members(path, inner) if wanted else ()):
+        for number, (name, member, archive) in enumerate(_members(path, inner, check) if wanted else ()):
             if name in wanted and last.get(name, number) == number:
                 data = _data(path, source, name, member, archive)
                 yield from ((target, data) for target in wanted.pop(name))
@@ -184,27 +227,30 @@ def read_tar(
         ) from broken
 
 
-def _members(path: Path, inner: str | None) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
+def _members(
+    path: Path, inner: str | None, check: Callable[[], None]
+) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
     """Regular files in their order: name (with that of the inner archive), description, the archive to read from."""
     if inner is None:
         with path.open("rb") as file:
-            yield from _members_of(file, inside_of(path), depth=0)
+            yield from _members_of(file, inside_of(path), check, depth=0)
         return
     with zipfile.ZipFile(path) as outer, outer.open(inner) as stream:
-        yield from _members_of(stream, f"{inside_of(path)}/{_without_ending(inner)}", depth=0)
+        yield from _members_of(stream, f"{inside_of(path)}/{_without_ending(inner)}", check, depth=0)
 
 
 def _members_of(  # type: ignore[no-untyped-def]
-    file, inside: str, depth: int
+    file, inside: str, check: Callable[[], None], depth: int
 ) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
     with tarfile.open(fileobj=file, mode="r|*", errorlevel=1) as archive:
         for member in archive:
             archive.members.clear()  # type: ignore[attr-defined] # it would remember them all
+            check()
             if not member.isreg():
                 continue
             if depth == 0 and member.name.lower().endswith(".tar"):
                 stem = member.name[: -len(".tar")]
-                yield from _members_of(archive.extractfile(member), f"{inside}/{stem}", depth + 1)
+                yield from _members_of(archive.extractfile(member), f"{inside}/{stem}", check, depth + 1)
             else:
                 yield f"{inside}/{member.name}", member, archive
 

@@ -7,6 +7,7 @@ stream and only wanted entries are kept. Neighbours are read in one request; wha
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import stat
@@ -45,16 +46,9 @@ _STORED, _DEFLATED = 0, 8
 #: More than any file has; fits 64 bits.
 _BEYOND = 2**63
 _MAX_END_RECORDS = 64
-
-
-class ByteSource(Protocol):
-    """Bytes at random, wherever they are."""
-
-    def size(self) -> int: ...
-
-    def stream(self, start: int, end: int) -> Iterator[bytes]: ...
-
-    def error(self, reason: str, expected: str, got: str, remedy: str) -> FetchError: ...
+#: What is left of a run (a descriptor, room for extra fields) is read if it is this short, so that the connection can
+#: be used again.
+_SHORT = 16 * 1024
 
 
 class Finds(Protocol):
@@ -329,6 +323,9 @@ class ZipFile:
                 expected = f"{damage.expected} (member {member.shown!r})"
                 result = self.file.error("corrupt", expected, damage.got, self.file.remedy)
             yield path, result
+        if stream.position >= run.end - _SHORT:
+            with contextlib.suppress(FetchError):  # every member was delivered
+                stream.drain()
 
     def _extract(self, member: Member, stream: _Window) -> bytes:
         header = stream.take(member.offset, _LOCAL.size)
@@ -407,6 +404,16 @@ class _Window:
             else:
                 position += out.write(memoryview(self._piece)[position - self._start : end - self._start])
         return out.getvalue()
+
+    @property
+    def position(self) -> int:
+        """Up to where the stream has been read."""
+        return self._start + len(self._piece)
+
+    def drain(self) -> None:
+        """Read what is left."""
+        for _ in self._pieces:
+            pass
 
 
 def plan_runs(members: dict[str, Member]) -> list[Run]:
