@@ -84,8 +84,8 @@ def find_lists(
         if not (store / pinned.name).is_file():
             if offline:
                 raise DataNotFoundError(
-                    f"the list {pinned.name} is not in {root / _FOLDER}, and HF_HUB_OFFLINE is set; name a list with "
-                    "--annotations"
+                    f"the list {pinned.name} is not in {root / _FOLDER}, and offline mode is on (HF_HUB_OFFLINE); name a "
+                    "list with --annotations"
                 )
             _save(store / pinned.name, _download(pinned, http, endpoints))
     for name in names:  # they are read from one folder
@@ -195,7 +195,7 @@ def find_faces(
             remark = (f"{file} differs from upstream's FFHQ list; it is used as it is",) if differs else ()
             return parse_faces(data, str(file)), remark
     if offline:
-        raise DataNotFoundError(f"upstream's FFHQ list ({name}) is not here, and HF_HUB_OFFLINE is set")
+        raise DataNotFoundError(f"upstream's FFHQ list ({name}) is not here, and offline mode is on (HF_HUB_OFFLINE)")
     data = _download(FFHQ_LIST, http, endpoints)
     _save(store / name, data)
     return parse_faces(data, name), ()

@@ -55,9 +55,9 @@ class Options:
         for key in (*self.only, *self.own, *self.routes):
             if source_named(key) is None:
                 raise UsageError(f"unknown source {key!r}{_meant(key, (s.key for s in SOURCES))}")
-        for key in (*self.own, *self.routes):
+        for key in self.own:
             if self.only and key not in self.only:
-                raise UsageError(f"{key}: its files or its route are named, but --only leaves it out")
+                raise UsageError(f"--from {key}: --only leaves {key} out")
         for key, name in self.routes.items():
             names = [OWN, *(route.name for route in _routes(key))]
             if name not in names:
@@ -327,7 +327,7 @@ def _ways(source: Source | None, record: Record, options: Options) -> tuple[Rout
     routes = [r for r in source.routes if folder in r.folders and forced in (None, r.name)]
     bring = f"bring the files yourself with --from {source.key}=PATH ({source.homepage})"
     if options.offline or forced == OWN:
-        return () if have_own else _No("offline", "no network (HF_HUB_OFFLINE is set)", bring)
+        return () if have_own else _No("offline", "offline mode is on (HF_HUB_OFFLINE)", bring)
     ready = [r for r in routes if r.reader]
     if forced and not routes and not have_own:
         return _No("unknown", f"the route {forced} does not give {folder}", "leave --route out, or " + bring)

@@ -24,6 +24,7 @@ from PIL import Image
 
 from imaginet_hub.cli import main
 from imaginet_hub.data import fetch as fetching
+from imaginet_hub.data import workers
 from imaginet_hub.data.ledger import FOLDER
 from imaginet_hub.data.plan import Plan
 from imaginet_hub.data.readers import zips
@@ -489,7 +490,7 @@ def test_a_gated_dataset(
 def test_a_route_that_fails_again_and_again_is_given_up(
     published: Published, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "_ENOUGH", 3)
+    monkeypatch.setattr(workers, "_ENOUGH", 3)
     mirror.fault = always(COCO, Fault(status=500), host="coco")
     summary = published.fetch(mirror, tmp_path, ("coco",), routes={"coco": "s3"}, max_workers=1)
     told(summary, published, "coco", "status", "HTTP 500")
@@ -503,7 +504,7 @@ def test_one_bad_stretch_of_an_archive_is_one_failure(
 ) -> None:
     """However many members it was to bring: the others are still asked for."""
     monkeypatch.setattr(zips, "_RUN_BYTES", 60_000)
-    monkeypatch.setattr(fetching, "_ENOUGH", 2)
+    monkeypatch.setattr(workers, "_ENOUGH", 2)
     bad: list[tuple[int | None, int | None]] = []
 
     def hook(request: Request) -> Fault | None:
@@ -852,7 +853,7 @@ def test_cancelling_from_inside_a_callback_keeps_what_came(
 
 
 def test_large_members_wait_for_each_other() -> None:
-    memory = fetching._Memory(100)
+    memory = workers.Memory(100)
     held, most, lock = [0], [0], threading.Lock()
 
     def work(count: int) -> None:
