@@ -84,8 +84,8 @@ def find_lists(
         if not (store / pinned.name).is_file():
             if offline:
                 raise DataNotFoundError(
-                    f"the list {pinned.name} is not in {root / _FOLDER}, and offline mode is on (HF_HUB_OFFLINE); name a "
-                    "list with --annotations"
+                    f"the list {pinned.name} is not in {root / _FOLDER}, and offline mode is on (HF_HUB_OFFLINE); "
+                    "name a list with --annotations"
                 )
             _save(store / pinned.name, _download(pinned, http, endpoints))
     for name in names:  # they are read from one folder
