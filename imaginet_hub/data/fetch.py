@@ -29,6 +29,7 @@ from imaginet_hub.data.lists import Lists, find_lists
 from imaginet_hub.data.manifest import Record
 from imaginet_hub.data.mini import labelled
 from imaginet_hub.data.plan import OnDisk, Options, Part, Plan, make_plan
+from imaginet_hub.data.progress import progress_bar
 from imaginet_hub.data.readers.hosts import Endpoints
 from imaginet_hub.data.readers.http import Http, Limits
 from imaginet_hub.data.sources import KNOWN_CORRUPT
@@ -399,7 +400,9 @@ class _Fetch:
             bar.update(1)
 
         jobs = [Job((record.file,), look, (record,)) for record in records]
-        with _bar(total=len(records), desc="verifying", unit="img", disable=True if not records else None) as bar:
+        with progress_bar(
+            total=len(records), desc="verifying", unit="img", disable=True if not records else None
+        ) as bar:
             self.workers.run(jobs, {record.file: record for record in records}, take, done)
         return damaged
 
@@ -427,7 +430,7 @@ class _Fetch:
                 bar.update(len(result))
                 bar.set_postfix_str(f"{came:,}/{total:,} files", refresh=False)
 
-        with _bar(total=part.bytes, desc=part.source.key, unit="B", unit_scale=True) as bar:
+        with progress_bar(total=part.bytes, desc=part.source.key, unit="B", unit_scale=True) as bar:
             bar.set_postfix_str(f"0/{total:,} files")
             for way in self.ways.of(part):
                 failures.clear()
@@ -472,12 +475,6 @@ class _Fetch:
             file.write_text(lines, encoding="utf-8", errors="backslashreplace")
         else:
             file.unlink(missing_ok=True)
-
-
-def _bar(**options: Any) -> Any:
-    from datasets.utils import tqdm  # a second, which a dry run need not wait
-
-    return tqdm(**options)
 
 
 def _may_come_right(error: FetchError | None, record: Record) -> bool:

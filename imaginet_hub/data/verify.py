@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.utils import tqdm
-
 from imaginet_hub.data.images import examine, read_bytes
 from imaginet_hub.data.ledger import Entry, read_ledger
 from imaginet_hub.data.manifest import Record, find_annotations, read_annotations
+from imaginet_hub.data.progress import progress_bar
 from imaginet_hub.errors import DataNotFoundError, ImageError, UsageError
 
 __all__ = ["Verification", "verify"]
@@ -145,7 +144,7 @@ def verify(
     paths = [*entries, *(path for path in records if path not in entries)]
     pool = ThreadPoolExecutor(max_workers or os.cpu_count() or 1)
     try:
-        found = list(tqdm(pool.map(look, paths), total=len(paths), desc="verifying", unit="img"))
+        found = list(progress_bar(pool.map(look, paths), total=len(paths), desc="verifying", unit="img"))
     finally:
         pool.shutdown(cancel_futures=True)
     problems: dict[str, tuple[str, str]] = {}

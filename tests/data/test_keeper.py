@@ -6,6 +6,8 @@ import csv
 import io
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -171,3 +173,23 @@ def test_a_timeout_that_is_no_whole_number_is_named(
     monkeypatch.setitem(os.environ, "HF_HUB_DOWNLOAD_TIMEOUT", "2.5")
     assert main(["sources"]) == 2
     assert "HF_HUB_DOWNLOAD_TIMEOUT: expected a whole number of seconds, got '2.5'" in capsys.readouterr().err
+
+
+def test_bars_obey_the_switches_of_datasets_without_importing_it(published: Published, tmp_path: Path) -> None:
+    code = (
+        "import sys; from imaginet_hub.cli import main; status = main(sys.argv[1:])\n"
+        "assert 'datasets' not in sys.modules; sys.exit(status)"
+    )
+    with Mirror(published.origin) as mirror:
+        for number, (extra, shown) in enumerate((({}, True), ({"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}, False))):
+            environment = {k: v for k, v in os.environ.items() if k != "HF_DATASETS_DISABLE_PROGRESS_BARS"}
+            words = ["fetch", str(tmp_path / str(number)), "--only", "coco", "--annotations", str(published.lists)]
+            done = subprocess.run(
+                [sys.executable, "-c", code, *words],
+                env={**environment, **mirror.environ(), **extra},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            assert ("files]" in done.stderr) == shown, done.stderr
