@@ -5,7 +5,8 @@ those of upstream's test list and of the paper (Table 2, 80 % for training); ter
 `homepage`), quoted as help, not legal advice. No logic but look-up.
 
 Addresses are `host:where`, and hosts can be moved (see `data.readers.hosts`): `coco:/val2017/...`, `drive:<file id>`,
-`hf:<owner>/<dataset>/<file>`, `github:<owner>/<repository>/<commit>/<file>`, `kaggle:<competition or dataset>`.
+`hf:<owner>/<dataset>/<file>`, `github:<owner>/<repository>/<commit>/<file>`, `kaggle:competitions/<slug>` and
+`kaggle:datasets/<owner>/<slug>` (all of it in one archive) with `/<file>` behind it for one file.
 """
 
 from __future__ import annotations
@@ -43,14 +44,16 @@ class Archive:
     """A file at a host that holds many images.
 
     Attributes:
-        address: `host:where`.
+        address: `host:where`; of several volumes the first; of Parquet and of tar archives their folder.
         folders: top folders of ROOT that it fills.
-        bytes: its size where it is known.
+        bytes: its size where it is known; of all volumes.
+        index: folder of the JSON files that say where the members of tar archives are.
     """
 
     address: str
     folders: tuple[str, ...]
     bytes: int | None = None
+    index: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,13 @@ class Route:
     Attributes:
         name: as in `--route source=NAME`.
         reader: `files` (one request an image), `drive-files` (one request an image, by the ids of upstream's FFHQ
-            list), `zip` (members by range), or empty: described, but not yet readable by this version.
+            list), `kaggle-files` (one request an image, by Kaggle's name of it), `zip` (members by range), `7z` (a 7z
+            archive, perhaps in volumes: by range if it is stored, else whole), `parquet` (row groups by range), `tars`
+            (members of indexed tar archives by range), `tgz` (a stream).
         gives: what is transferred, in a line.
         folders: top folders of ROOT that it can fill.
         archives: what `zip` reads.
-        address: what `files` puts before an image's path.
+        address: what `files` and `kaggle-files` put before an image's path.
         credential: `hf` or `kaggle` if an account is needed.
         click: the page on which terms have to be accepted first.
     """
@@ -118,10 +123,10 @@ def _packed(*folders: str) -> Route:
     """The authors' own packed release holds every image; one route of every source."""
     return Route(
         "packed",
-        "",
+        "7z",
         "the authors' packed release (7z in volumes, all 200,000 images, about 144 GB)",
         folders,
-        (Archive("hf:delyanboychev/imaginet/imaginet.7z.001", folders),),
+        (Archive("hf:delyanboychev/imaginet/imaginet.7z.001", folders, 144_000_000_000),),
         credential="hf",
         click="https://huggingface.co/datasets/delyanboychev/imaginet",
     )
@@ -143,6 +148,9 @@ _SYNTHETIC = (
     "dalle3_addition2",
 )
 
+_KAGGLE_IMAGENET = "kaggle:competitions/imagenet-object-localization-challenge"
+_KAGGLE_RULES = "https://www.kaggle.com/competitions/imagenet-object-localization-challenge/rules"
+
 SOURCES: tuple[Source, ...] = (
     Source(
         key="imagenet",
@@ -160,16 +168,25 @@ SOURCES: tuple[Source, ...] = (
         routes=(
             Route(
                 "kaggle",
-                "",
+                "kaggle-files",
                 "single files of the Kaggle competition",
                 ("imagenet",),
-                (Archive("kaggle:imagenet-object-localization-challenge", ("imagenet",)),),
+                address=f"{_KAGGLE_IMAGENET}/ILSVRC/Data/CLS-LOC",
                 credential="kaggle",
-                click="https://www.kaggle.com/competitions/imagenet-object-localization-challenge/rules",
+                click=_KAGGLE_RULES,
+            ),
+            Route(
+                "kaggle-zip",
+                "zip",
+                "ranges of the Kaggle competition's archive (about 160 GB)",
+                ("imagenet",),
+                (Archive(_KAGGLE_IMAGENET, ("imagenet",)),),
+                credential="kaggle",
+                click=_KAGGLE_RULES,
             ),
             Route(
                 "hf-parquet",
-                "",
+                "parquet",
                 "row groups of ILSVRC/imagenet-1k",
                 ("imagenet",),
                 (Archive("hf:ILSVRC/imagenet-1k/data", ("imagenet",)),),
@@ -233,10 +250,10 @@ SOURCES: tuple[Source, ...] = (
             ),
             Route(
                 "hf-7z",
-                "",
+                "7z",
                 "ranges of progan_train.7z.001 to .007",
                 ("progan_train",),
-                (Archive("hf:sywang/CNNDetection/progan_train.7z.001", ("progan_train",)),),
+                (Archive("hf:sywang/CNNDetection/progan_train.7z.001", ("progan_train",), 75_000_000_000),),
             ),
             _packed("progan_train", "progan_val"),
         ),
@@ -292,10 +309,18 @@ SOURCES: tuple[Source, ...] = (
             ),
             Route(
                 "kaggle",
-                "",
+                "zip",
+                "ranges of the archive of the Kaggle dataset steubk/wikiart",
+                ("wikiart",),
+                (Archive("kaggle:datasets/steubk/wikiart", ("wikiart",)),),
+                credential="kaggle",
+            ),
+            Route(
+                "kaggle-files",
+                "kaggle-files",
                 "single files of the Kaggle dataset steubk/wikiart",
                 ("wikiart",),
-                (Archive("kaggle:steubk/wikiart", ("wikiart",)),),
+                address="kaggle:datasets/steubk/wikiart",
                 credential="kaggle",
             ),
             _packed("wikiart"),
@@ -324,10 +349,16 @@ SOURCES: tuple[Source, ...] = (
             ),
             Route(
                 "hf-tars",
-                "",
-                "ranges of the indexed tars of nyanko7/danbooru2023",
+                "tars",
+                "ranges of the indexed tars of nyanko7/danbooru2023 (originals, perhaps of another size)",
                 ("danbooru2021",),
-                (Archive("hf:nyanko7/danbooru2023/original", ("danbooru2021",)),),
+                (
+                    Archive(
+                        "hf:nyanko7/danbooru2023/original",
+                        ("danbooru2021",),
+                        index="hf:deepghs/danbooru2023_index/original",
+                    ),
+                ),
             ),
             _packed("danbooru2021"),
         ),
@@ -372,10 +403,10 @@ SOURCES: tuple[Source, ...] = (
         routes=(
             Route(
                 "hf-tgz",
-                "",
+                "tgz",
                 "the stream of data/train/imgs/000.tgz (about 15 GB)",
                 ("journeydb",),
-                (Archive("hf:JourneyDB/JourneyDB/data/train/imgs/000.tgz", ("journeydb",)),),
+                (Archive("hf:JourneyDB/JourneyDB/data/train/imgs/000.tgz", ("journeydb",), 15_000_000_000),),
                 credential="hf",
                 click="https://huggingface.co/datasets/JourneyDB/JourneyDB",
             ),

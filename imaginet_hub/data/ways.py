@@ -15,9 +15,10 @@ from imaginet_hub.data.manifest import Record
 from imaginet_hub.data.matching import Finder
 from imaginet_hub.data.plan import OWN, Part
 from imaginet_hub.data.readers import local
+from imaginet_hub.data.readers.files import LocalFile, RemoteFile
 from imaginet_hub.data.readers.hosts import Endpoints, remote_for
 from imaginet_hub.data.readers.http import Http, Remote, Response
-from imaginet_hub.data.readers.zips import MAX_MEMBER_BYTES, LocalFile, Member, RemoteFile, ZipFile, plan_runs
+from imaginet_hub.data.readers.zips import MAX_MEMBER_BYTES, Member, ZipFile, plan_runs
 from imaginet_hub.data.sources import Archive, Route, Source
 from imaginet_hub.data.workers import Delivery, Fatal, Job, Memory
 from imaginet_hub.errors import FetchError

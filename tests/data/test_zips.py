@@ -20,9 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imaginet_hub.data.readers import zips
+from imaginet_hub.data.readers.files import LocalFile, RemoteFile
 from imaginet_hub.data.readers.hosts import Endpoints, PlainFile, remote_for
 from imaginet_hub.data.readers.http import Http
-from imaginet_hub.data.readers.zips import LocalFile, Member, RemoteFile, ZipFile, plan_runs
+from imaginet_hub.data.readers.zips import Member, ZipFile, plan_runs
 from imaginet_hub.demo.mirror import Mirror
 from imaginet_hub.demo.staging import DRIVE_IDS, write_zip
 from imaginet_hub.demo.staging import Member as Made

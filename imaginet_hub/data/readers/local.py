@@ -12,7 +12,8 @@ from pathlib import Path
 
 from imaginet_hub.data.images import read_bytes
 from imaginet_hub.data.matching import Finder
-from imaginet_hub.data.readers.zips import MAX_MEMBER_BYTES, LocalFile, Member, ZipFile
+from imaginet_hub.data.readers.files import LocalFile
+from imaginet_hub.data.readers.zips import MAX_MEMBER_BYTES, Member, ZipFile
 from imaginet_hub.data.sources import Source
 from imaginet_hub.errors import FetchError, ImageError
 

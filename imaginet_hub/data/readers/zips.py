@@ -16,15 +16,14 @@ import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from imaginet_hub.data.readers.http import Http, Remote
+from imaginet_hub.data.readers.files import File, read_range
 from imaginet_hub.errors import FetchError
 
-__all__ = ["LocalFile", "Member", "RemoteFile", "Run", "ZipFile", "plan_runs"]
+__all__ = ["MAX_MEMBER_BYTES", "Finds", "Member", "Run", "ZipFile", "plan_runs"]
 
 #: No image of ImagiNet comes near; a member that claims more is not one.
 MAX_MEMBER_BYTES = 256 * 1024**2
@@ -59,52 +58,6 @@ class Finds(Protocol):
     def offer(self, name: str | bytes, handle: Member, /) -> list[str]: ...
 
     def found(self) -> dict[str, Member]: ...
-
-
-class RemoteFile:
-    """A file at a host."""
-
-    def __init__(self, http: Http, remote: Remote) -> None:
-        self.remote = remote
-        self._http = http
-
-    def size(self) -> int:
-        return self._http.probe(self.remote)
-
-    def stream(self, start: int, end: int) -> Iterator[bytes]:
-        return self._http.stream(self.remote, start, end)
-
-    def error(self, reason: str, expected: str, got: str, remedy: str) -> FetchError:
-        return self.remote.error(reason, expected, got, remedy)
-
-    @property
-    def remedy(self) -> str:
-        return self.remote.other_ways()
-
-
-class LocalFile:
-    """A file on this disk."""
-
-    def __init__(self, path: Path, source: str) -> None:
-        self.path = path
-        self._source = source
-        self.remedy = "check the file, or fetch it again"
-
-    def size(self) -> int:
-        return self.path.stat().st_size
-
-    def stream(self, start: int, end: int) -> Iterator[bytes]:
-        with self.path.open("rb") as file:
-            file.seek(start)
-            while start < end:
-                piece = file.read(min(1024**2, end - start))
-                if not piece:
-                    raise self.error("corrupt", f"{end - start:,} more bytes", "the end of the file", self.remedy)
-                start += len(piece)
-                yield piece
-
-    def error(self, reason: str, expected: str, got: str, remedy: str) -> FetchError:
-        return FetchError(reason, self._source, str(self.path), expected, got, remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +106,7 @@ class ZipFile:
         FetchError: reason "format" if it is not a ZIP that can be read; and whatever reading its bytes raises.
     """
 
-    def __init__(self, file: RemoteFile | LocalFile) -> None:
+    def __init__(self, file: File) -> None:
         self.file = file
         self.directory_bytes = 0
         self._start = 0  # of the central directory; no member reaches beyond
@@ -255,7 +208,7 @@ class ZipFile:
         return head == b"PK\1\2"
 
     def _bytes(self, start: int, end: int) -> bytes:
-        return b"".join(self.file.stream(start, end))
+        return read_range(self.file, start, end)
 
     def _entries(self, directory: _Directory) -> Iterator[tuple[tuple[Any, ...], bytes, bytes]]:
         """Fixed fields, name and extra fields of each entry."""
