@@ -15,7 +15,9 @@ _CACHE = tempfile.TemporaryDirectory(prefix="imaginet-tests-")
 os.environ["HF_HOME"] = _CACHE.name
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-os.environ.pop("HF_TOKEN", None)
+os.environ["KAGGLE_CONFIG_DIR"] = _CACHE.name
+for _name in ("HF_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_API_ENDPOINT"):
+    os.environ.pop(_name, None)
 # No connection to another machine, neither from here nor from any Python that a test starts.
 _GUARD = Path(__file__).parent / "support" / "guard"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_GUARD), os.environ.get("PYTHONPATH"))))

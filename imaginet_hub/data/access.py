@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 from pathlib import Path
 from typing import Any
 
-from imaginet_hub.data.sources import SOURCES, UNKNOWN_MEAN_BYTES, Route, Source
+from imaginet_hub.data.sources import PACKED, SOURCES, UNKNOWN_MEAN_BYTES, Route, Source
 from imaginet_hub.data.units import human_bytes
 
-__all__ = ["credentials", "hub_token", "offline", "sources_json", "sources_text"]
+__all__ = ["credentials", "hub_token", "kaggle_authorization", "offline", "sources_json", "sources_text"]
 
-_PACKED = "packed"
 _REMEDIES = {
     "hf": "create a token at https://huggingface.co/settings/tokens, then run `hf auth login` (or set HF_TOKEN)",
     "kaggle": "create a token at https://www.kaggle.com/settings and put it where kaggle looks "
@@ -31,12 +32,45 @@ def credentials() -> frozenset[str]:
     known = set()
     if hub_token():
         known.add("hf")
-    folder = Path(os.environ.get("KAGGLE_CONFIG_DIR") or Path.home() / ".kaggle")
-    pair = os.environ.get("KAGGLE_USERNAME") and os.environ.get("KAGGLE_KEY")
-    files = any((folder / name).is_file() for name in ("kaggle.json", "access_token"))
-    if os.environ.get("KAGGLE_API_TOKEN") or pair or files:
+    if kaggle_authorization():
         known.add("kaggle")
     return frozenset(known)
+
+
+def kaggle_authorization() -> str | None:
+    """The Authorization header for Kaggle, from where Kaggle's own tools look, in their order; None if there is none.
+
+    KAGGLE_API_TOKEN (a token, or a file that holds one), ~/.kaggle/access_token, KAGGLE_USERNAME with KAGGLE_KEY,
+    kaggle.json in KAGGLE_CONFIG_DIR, ~/.kaggle or ~/.config/kaggle.
+    """
+    home = Path.home()
+    said = os.environ.get("KAGGLE_API_TOKEN", "").strip()
+    token = (_text_of(Path(said)) or said) if said else ""
+    for name in ("access_token", "access_token.txt"):
+        token = token or _text_of(home / ".kaggle" / name)
+    if token:
+        return f"Bearer {token}"
+    user, key = os.environ.get("KAGGLE_USERNAME", ""), os.environ.get("KAGGLE_KEY", "")
+    given = os.environ.get("KAGGLE_CONFIG_DIR")
+    for folder in [Path(given)] if given else [home / ".kaggle", home / ".config" / "kaggle"]:
+        if user and key:
+            break
+        try:
+            pair = json.loads(_text_of(folder / "kaggle.json"))
+            user, key = str(pair["username"]), str(pair["key"])
+        except (ValueError, TypeError, LookupError, RecursionError):
+            continue
+    return f"Basic {base64.b64encode(f'{user}:{key}'.encode()).decode()}" if user and key else None
+
+
+def _text_of(file: Path) -> str:
+    """What a small file says; nothing if it is not there."""
+    try:
+        if not file.is_file() or file.stat().st_size > 64 * 1024:
+            return ""
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def offline() -> bool:
@@ -74,14 +108,9 @@ def _source_json(source: Source, known: frozenset[str]) -> dict[str, Any]:
         "disk_bytes_estimate": size,
         "estimate_from": "the archive's size" if source.mean_bytes else "the packed release's size",
         "routes": [_route_json(route, known) for route in source.routes],
-        "ready": any(_ready(route, known) for route in source.routes),
-        "without_a_route": [f for f in source.folders if not any(f in r.folders and r.reader for r in source.routes)],
+        "ready": any(route.credential is None or route.credential in known for route in source.routes),
         "bring_your_own": f"--from {source.key}=PATH",
     }
-
-
-def _ready(route: Route, known: frozenset[str]) -> bool:
-    return bool(route.reader) and (route.credential is None or route.credential in known)
 
 
 def _route_json(route: Route, known: frozenset[str]) -> dict[str, Any]:
@@ -95,7 +124,6 @@ def _route_json(route: Route, known: frozenset[str]) -> dict[str, Any]:
         "route": route.name,
         "gives": route.gives,
         "folders": list(route.folders),
-        "readable": bool(route.reader),
         "needs_account": route.credential,
         "missing_here": missing,
         "click": route.click,
@@ -119,19 +147,15 @@ def sources_text(known: frozenset[str] | None = None) -> str:
             f"              {item['homepage']}",
         ]
         for route in item["routes"]:
-            if route["route"] == _PACKED:
+            if route["route"] == PACKED:
                 continue
-            state = "ready" if route["readable"] else "not yet readable by this version"
-            if route["readable"] and route["missing_here"]:
-                state = f"needs an account ({route['missing_here']})"
+            state = f"needs an account ({route['missing_here']})" if route["missing_here"] else "ready"
             lines.append(f"  route       {route['route']}: {route['gives']}; {state}")
             if route["remedy"]:
                 lines.append(f"                {route['remedy']}")
-        if item["without_a_route"]:
-            folders = ", ".join(item["without_a_route"])
-            lines.append(f"  meanwhile   {folders}: bring the files, {item['bring_your_own']}")
         lines.append("")
-    packed = next(r for r in items[0]["routes"] if r["route"] == _PACKED)
-    lines += [f"every source: route {_PACKED}: {packed['gives']}; not yet readable by this version", ""]
+    packed = next(r for r in items[0]["routes"] if r["route"] == PACKED)
+    state = f"needs an account ({packed['missing_here']})" if packed["missing_here"] else "ready"
+    lines += [f"every source: route {PACKED}: {packed['gives']}; {state}", f"  {packed['remedy']}", ""]
     lines.append("Terms are as stated by the publishers: help, not legal advice.")
     return "\n".join(lines)

@@ -29,12 +29,12 @@ from imaginet_hub.data.lists import Lists, find_lists
 from imaginet_hub.data.manifest import Record
 from imaginet_hub.data.mini import labelled
 from imaginet_hub.data.plan import OnDisk, Options, Part, Plan, make_plan
-from imaginet_hub.data.progress import progress_bar
+from imaginet_hub.data.progress import progress_bar, progress_paused
 from imaginet_hub.data.readers.hosts import Endpoints
 from imaginet_hub.data.readers.http import Http, Limits
 from imaginet_hub.data.sources import KNOWN_CORRUPT
 from imaginet_hub.data.units import human_bytes
-from imaginet_hub.data.ways import Way, Ways, top_folder
+from imaginet_hub.data.ways import Tools, Way, packed_way, top_folder, ways_of
 from imaginet_hub.data.workers import Delivery, Fatal, Job, Workers
 from imaginet_hub.errors import DataNotFoundError, FetchError, ImageError, UsageError
 
@@ -297,6 +297,23 @@ def _look(root: Path, lists: Lists) -> OnDisk:
     return OnDisk(files, read_ledger(root), free)
 
 
+@dataclass
+class _Pending:
+    """What of a part is not there yet, and why not."""
+
+    part: Part
+    remaining: dict[str, Record] = field(default_factory=dict)
+    why: dict[str, FetchError] = field(default_factory=dict)
+
+    def conclude(self, summary: Summary) -> None:
+        """What did not come is missing."""
+        key = self.part.source.key
+        for path in self.remaining:
+            summary.missing[path] = self.why.get(path) or FetchError(
+                "missing", key, path, "the file in one of the places that were tried", "none", "see --from"
+            )
+
+
 class _Fetch:
     """One run."""
 
@@ -318,7 +335,8 @@ class _Fetch:
         self.remarks = list(lists.remarks)
         self.faces = Faces(root, http, endpoints, offline=options.offline)
         self.workers = Workers(http, max_workers)
-        self.ways = Ways(http, endpoints, self.faces, self.workers.memory)
+        chosen = frozenset(options.routes)
+        self.tools = Tools(root, http, endpoints, self.faces, self.workers, self._note, chosen)
 
     def run(self, plan: Plan, disk: OnDisk) -> Summary:
         """Verify what is there, fetch what is not, and say what came of it."""
@@ -348,8 +366,10 @@ class _Fetch:
         for block in plan.blocked:
             no_way = FetchError(block.reason, block.source, "the plan", "a route", block.why, block.remedy)
             summary.missing |= {record.file: no_way for record in block.records}
-        for part in plan.parts:
-            self._fetch_part(part, keeper, summary)
+        pending = [self._fetch_part(part, keeper, summary) for part in plan.parts]
+        self._fetch_packed(pending, keeper, summary)
+        for each in pending:
+            each.conclude(summary)
         for path in [path for path in summary.missing if path in KNOWN_CORRUPT]:
             if summary.missing[path].reason in ("corrupt", "missing"):
                 summary.known_corrupt[path] = summary.missing.pop(path)
@@ -363,6 +383,11 @@ class _Fetch:
                 f"{len(keeper.set_aside):,} files were there, but damaged ({', '.join(keeper.set_aside[:3])}"
                 f"{' ...' if len(keeper.set_aside) > 3 else ''}); they were replaced and are kept in {folder}"
             )
+
+    def _note(self, text: str) -> None:
+        """A line for people, above the bars."""
+        with progress_paused():
+            self.say(text)
 
     def _remark(self, *remarks: str) -> None:
         for remark in remarks:
@@ -406,47 +431,63 @@ class _Fetch:
             self.workers.run(jobs, {record.file: record for record in records}, take, done)
         return damaged
 
-    def _fetch_part(self, part: Part, keeper: Keeper, summary: Summary) -> None:
-        """Try each way in turn for what the ways before it did not give."""
+    def _fetch_part(self, part: Part, keeper: Keeper, summary: Summary) -> _Pending:
+        """Try each way in turn for what the ways before it did not give; all but the one that several parts share."""
         blocked = keeper.blocked_folders(part.records)
-        remaining = {}
+        pending = _Pending(part)
         for record in part.records:
             in_the_way = blocked.get(record.file.rpartition("/")[0])
             if in_the_way is None:
-                remaining[record.file] = record
+                pending.remaining[record.file] = record
             else:
                 summary.missing[record.file] = keeper.no_place(record, f"{in_the_way} is not a folder")
-        total = len(remaining)
+        self._try_all(ways_of(self.tools, part), [pending], part.source.key, keeper, summary)
+        return pending
+
+    def _fetch_packed(self, pending: Sequence[_Pending], keeper: Keeper, summary: Summary) -> None:
+        """What is left, of all parts at once, by the release that holds everything."""
+        left = [each for each in pending if each.remaining]
+        way = packed_way(self.tools, [each.part for each in left])
+        if way is not None:
+            able = [each for each in left if any(top_folder(r) in way.folders for r in each.remaining.values())]
+            self._try_all([way], able, way.name, keeper, summary)
+
+    def _try_all(
+        self, ways: Iterable[Way], pending: Sequence[_Pending], title: str, keeper: Keeper, summary: Summary
+    ) -> None:
+        """Try ways in turn for what is pending."""
+        owners = {path: each for each in pending for path in each.remaining}
+        total = len(owners)
+        size = sum(each.part.bytes * len(each.remaining) // max(1, len(each.part.records)) for each in pending)
         failures: dict[str, FetchError] = {}
-        why: dict[str, FetchError] = {}
+        came = 0
 
         def done(path: str, result: bytes | FetchError) -> None:
+            nonlocal came
             if isinstance(result, FetchError):
                 failures[path] = result
-            elif remaining.pop(path, None) is not None:
-                summary.fetched[part.source.key] += 1
-                came = total - len(remaining)
+            elif owners[path].remaining.pop(path, None) is not None:
+                summary.fetched[owners[path].part.source.key] += 1
+                came += 1
                 bar.total = (bar.n + len(result)) * total // came  # so that the ETA follows what came
                 bar.update(len(result))
                 bar.set_postfix_str(f"{came:,}/{total:,} files", refresh=False)
 
-        with progress_bar(total=part.bytes, desc=part.source.key, unit="B", unit_scale=True) as bar:
+        with progress_bar(total=size, desc=title, unit="B", unit_scale=True) as bar:
             bar.set_postfix_str(f"0/{total:,} files")
-            for way in self.ways.of(part):
+            for way in ways:
                 failures.clear()
+                remaining = {path: record for each in pending for path, record in each.remaining.items()}
                 self._try(way, remaining, failures, keeper, done)
-                for path in remaining.keys() & failures.keys():
-                    why[path] = _both(why.get(path), failures[path])
+                for path, error in failures.items():
+                    if path in owners[path].remaining:
+                        owners[path].why[path] = _both(owners[path].why.get(path), error)
             bar.total = bar.n
-        for path in remaining:
-            summary.missing[path] = why.get(path) or FetchError(
-                "missing", part.source.key, path, "the file in one of the places that were tried", "none", "see --from"
-            )
 
     def _try(
         self,
         way: Way,
-        remaining: Mapping[str, Record],
+        remaining: dict[str, Record],
         failures: dict[str, FetchError],
         keeper: Keeper,
         done: Callable[[str, bytes | FetchError], None],
@@ -456,17 +497,23 @@ class _Fetch:
         def take(record: Record, data: bytes) -> None:
             keeper.place(record, data, way.name)
 
+        def told(path: str, result: bytes | FetchError) -> None:
+            if isinstance(result, bytes):
+                remaining.pop(path, None)
+            done(path, result)
+
         wanted = [record for record in remaining.values() if top_folder(record) in way.folders]
         for _ in range(_ROUNDS if way.retries else 1):
             if not wanted:
-                return
+                break
             try:
-                self.workers.run(way.jobs(wanted), {record.file: record for record in wanted}, take, done)
+                self.workers.run(way.jobs(wanted), {record.file: record for record in wanted}, take, told)
             except Fatal:
                 raise
             except FetchError as error:
                 failures |= {record.file: error for record in wanted}
             wanted = [r for r in wanted if r.file in remaining and _may_come_right(failures.get(r.file), r)]
+        way.after()
 
     def _note_missing(self, summary: Summary) -> None:
         file = self.root / FOLDER / "missing.txt"
@@ -484,10 +531,15 @@ def _may_come_right(error: FetchError | None, record: Record) -> bool:
     return error.reason == "changed" or (error.reason == "corrupt" and record.file not in KNOWN_CORRUPT)
 
 
+def _telling(error: FetchError) -> int:
+    """A damaged copy explains more than a host that fails, and that more than a place which lacks the file."""
+    return {"missing": 0, "cost": 1, "access": 2, "corrupt": 4}.get(error.reason, 3)
+
+
 def _both(before: FetchError | None, now: FetchError) -> FetchError:
-    """What to say when two ways failed: both; that a place lacks the file explains less than any other failure."""
+    """What to say when two ways failed: both, the one first that explains more."""
     if before is None or str(before) == str(now):
         return now
-    main, other = (before, now) if now.reason == "missing" else (now, before)
+    main, other = (before, now) if _telling(before) > _telling(now) else (now, before)
     got = f"{main.got} (and from {other.address}: {other.got})"
     return FetchError(main.reason, main.source, main.address, main.expected, got, main.remedy)

@@ -2,27 +2,36 @@
 
 A usable image is a file of an allowed format, within the limits below, whose first frame decodes completely.
 Pixels are never changed here: builders keep the original bytes, and `open_image` only converts to RGB on request.
+
+No decoder can be interrupted in a thread. So files whose headers promise little work, as photographs do, are decoded
+where they are wanted, and any other in a process of its own, which has limits of time and memory. What is ordinary is
+decided by the bytes alone, before Pillow sees them: its parsers can be kept busy as well as its decoders.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import json
 import os
+import signal
 import stat
+import struct
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Condition, Lock, Thread
 from typing import Any
-
-import numpy as np
 
 # Imported for their registration, so that threads never meet a half-initialised Pillow.
 from PIL import (
-    AvifImagePlugin,  # noqa: F401
+    AvifImagePlugin,
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
     Image,
@@ -41,7 +50,10 @@ __all__ = [
     "ALLOWED_FORMATS",
     "IMAGE_SUFFIXES",
     "MAX_FILE_BYTES",
+    "MAX_FRAMES",
     "MAX_PIXELS",
+    "MEMORY_LIMIT_BYTES",
+    "TIME_LIMIT_S",
     "ImageFacts",
     "examine",
     "from_row",
@@ -62,10 +74,67 @@ _BOMB_PIXELS = 4096 * 4096
 _BOMB_PIXELS_PER_BYTE = 1000
 # Every scan of a progressive JPEG is a pass over the whole picture; encoders write about ten.
 _MAX_JPEG_SCANS = 100
+#: Pictures in one file. Only the first is used, and photographs have one.
+MAX_FRAMES = 256
+#: What one file that is out of the ordinary may take in its own process, by the clock and in address space.
+TIME_LIMIT_S = 60.0
+MEMORY_LIMIT_BYTES = 900 * 1024**2
+_CHILDREN_AT_A_TIME = 2
+#: What is decoded at a time in this process, all threads together; one image may take more, alone.
+_DECODED_BYTES = 256 * 1024**2
+
+# What is ordinary: decoding takes about a second at most.
+_ORDINARY_PIXELS = 25_000_000
+_ORDINARY_SCANNED_PIXELS = 13 * _ORDINARY_PIXELS
+_ORDINARY_JPEG_BYTES = 64 * 1024**2
+_ORDINARY_JPEG_SEGMENTS = 100
+_ORDINARY_PNG_CHUNKS = 20_000
+_ORDINARY_PNG_EXTRAS = 100  # each may inflate to a megabyte
+_ORDINARY_PARSED_BYTES = 1024**2  # of formats that Pillow parses in Python, entry by entry
+_ORDINARY_TIFF = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits")
+#: Bytes a pixel while it is decoded, measured (Pillow 13): WebP is decoded by way of two canvases and copies.
+_BYTES_PER_PIXEL = {"WEBP": 18, "TIFF": 8, "AVIF": 12}
+#: How Pillow says that a decoder could not allocate.
+_OUT_OF_MEMORY = ("error -9", "out of memory", "Out of memory")
 
 _state_lock = Lock()
 _state_users = 0
 _state = ExitStack()
+_children = BoundedSemaphore(_CHILDREN_AT_A_TIME)
+
+
+class _Turns:
+    """Lets as many threads decode as fit together, and at least one."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+        self._changed = Condition()
+
+    @contextmanager
+    def held(self, count: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._held == 0 or self._held + count <= self._most)
+            self._held += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= count
+                self._changed.notify_all()
+
+
+_turns = _Turns(_DECODED_BYTES)
+
+
+def _after_fork() -> None:
+    """Other threads do not exist in the copy, so nobody there would give back what they held."""
+    global _turns, _children
+    _turns, _children = _Turns(_DECODED_BYTES), BoundedSemaphore(_CHILDREN_AT_A_TIME)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(frozen=True)
@@ -77,6 +146,8 @@ class ImageFacts:
         width, height: pixels of the first frame, as stored (no EXIF rotation).
         format: Pillow's name of the format, e.g. "JPEG".
         size: bytes.
+        pixel_md5: MD5 of the first frame's RGB samples, row by row, where it was asked for; "none (mode X)" for a
+            mode that has no RGB.
     """
 
     sha256: str
@@ -84,6 +155,7 @@ class ImageFacts:
     height: int
     format: str
     size: int
+    pixel_md5: str | None = None
 
 
 @contextmanager
@@ -137,6 +209,9 @@ def _opened(data: bytes, name: str) -> Image.Image:
     """Header only, limits enforced, nothing decoded yet. To be called inside `_strict_decoder`."""
     if not data:
         raise ImageError("unreadable", f"{name}: expected an image, found an empty file")
+    with contextlib.suppress(IndexError, struct.error):
+        if data[:4] == b"RIFF" and _webp_pixels(data) * _BYTES_PER_PIXEL["WEBP"] > MEMORY_LIMIT_BYTES:
+            raise _too_much_memory(name)
     try:
         image = Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
     except Image.DecompressionBombError as error:
@@ -145,6 +220,8 @@ def _opened(data: bytes, name: str) -> Image.Image:
         raise ImageError(
             "unreadable", f"{name}: expected one of {', '.join(ALLOWED_FORMATS)}, found {_describe(data)}"
         ) from error
+    except MemoryError as error:
+        raise _too_much_memory(name) from error
     # Plug-ins raise whatever their parsing of hostile bytes runs into; the boundary is here.
     except Exception as error:
         raise ImageError("unreadable", f"{name}: the image header cannot be read ({_reason(error)})") from error
@@ -167,13 +244,73 @@ def _opened(data: bytes, name: str) -> Image.Image:
             f"{name}: {image.width} x {image.height} pixels in {len(data):,} bytes looks like a decompression bomb; "
             "re-encode the image if it is genuine",
         )
+    frames = _frames(image, data)
+    if frames > MAX_FRAMES:
+        raise ImageError(
+            "oversized",
+            f"{name}: expected at most {MAX_FRAMES} pictures in a file, found more; keep the first if it is genuine",
+        )
     return image
+
+
+def _frames(image: Image.Image, data: bytes) -> int:
+    """Pictures in a file, counted without decoding any; where there are too many, some number that says so."""
+    if image.format == "GIF":
+        return _gif_frames(data)
+    if image.format == "TIFF":
+        return _tiff_frames(data)
+    frames = int(getattr(image, "n_frames", 1))
+    return max(frames, data.count(b"fcTL")) if image.format == "PNG" else frames
+
+
+def _gif_frames(data: bytes) -> int:
+    """Image blocks of a GIF (its specification, sections 17 to 27)."""
+
+    def after_table(at: int, flags: int) -> int:
+        return at + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
+
+    frames, end = 0, len(data)
+    at = after_table(13, data[10])
+    while at < end and frames <= MAX_FRAMES:
+        if data[at] == 0x2C and at + 9 < end:
+            frames += 1
+            at = after_table(at + 10, data[at + 9]) + 1
+        elif data[at] == 0x21:
+            at += 2
+        elif data[at] == 0x3B:
+            break
+        else:  # Pillow, too, looks for the next block
+            at += 1
+            continue
+        while at < end and data[at]:
+            at += data[at] + 1
+        at += 1
+    return frames
+
+
+def _tiff_frames(data: bytes) -> int:
+    """Directories of a TIFF, until their chain ends, leaves the file or runs in a circle."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = 43 in data[2:4]
+    count_of, next_of, entry, first = ("Q", "Q", 20, 8) if big else ("H", "L", 12, 4)
+    seen: set[int] = set()
+    with contextlib.suppress(struct.error):
+        (at,) = struct.unpack_from(order + next_of, data, first)
+        while at and at not in seen and len(seen) <= MAX_FRAMES:
+            (count,) = struct.unpack_from(order + count_of, data, at)
+            seen.add(at)
+            (at,) = struct.unpack_from(order + next_of, data, at + struct.calcsize(count_of) + count * entry)
+    return len(seen)
 
 
 def _decode(image: Image.Image, name: str) -> None:
     try:
         image.load()
+    except MemoryError as error:
+        raise _too_much_memory(name) from error
     except Exception as error:
+        if str(error).endswith(_OUT_OF_MEMORY):
+            raise _too_much_memory(name) from error
         reason = "truncated" if "truncat" in str(error).lower() else "unreadable"
         raise ImageError(
             reason, f"{name}: the {image.format} data cannot be decoded completely ({_reason(error)})"
@@ -191,49 +328,300 @@ def _describe(data: bytes) -> str:
     return f"bytes that start with {data[:8].hex(' ')}"
 
 
+def _too_much_memory(name: str) -> ImageError:
+    most = f"{MEMORY_LIMIT_BYTES // 1024**2:,} MiB"
+    return ImageError(
+        "oversized",
+        f"{name}: expected an image that decodes within {most} of memory, found one that takes more; "
+        "re-encode the image if it is genuine",
+    )
+
+
+def _ordinary(data: bytes) -> bool:
+    """Whether a file's own header promises no more work than a photograph's. Pure; takes no time."""
+    try:
+        if data.startswith(b"\xff\xd8"):
+            return _ordinary_jpeg(data)
+        if data.startswith(b"\x89PNG\r\n\x1a\n"):
+            return _ordinary_png(data)
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return _ordinary_webp(data)
+        if data.startswith(b"BM"):
+            return data[14] == 12 or data[30:34] in (b"\0\0\0\0", b"\3\0\0\0")  # no run lengths
+        if data.startswith((b"GIF8", b"II", b"MM")):
+            return len(data) <= _ORDINARY_PARSED_BYTES
+    except (IndexError, struct.error):  # too short to promise anything, or to take any time
+        return len(data) <= _ORDINARY_PARSED_BYTES
+    # AVIF says its size in more than one place. What is no image at all is found out at once.
+    return data[4:8] != b"ftyp"
+
+
+def _ordinary_jpeg(data: bytes) -> bool:
+    at, pixels, progressive = 2, 0, False
+    for _ in range(_ORDINARY_JPEG_SEGMENTS):
+        if data[at] != 0xFF:
+            return False
+        marker = data[at + 1]
+        if marker == 0xDA:
+            scans = data.count(b"\xff\xda") if progressive or pixels > _ORDINARY_PIXELS // 13 else 1
+            return (
+                pixels <= _ORDINARY_PIXELS
+                and pixels * scans <= _ORDINARY_SCANNED_PIXELS
+                and len(data) <= _ORDINARY_JPEG_BYTES
+            )
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if pixels or marker > 0xC2:  # arithmetic, lossless, hierarchical
+                return False
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            pixels, progressive = width * height, marker == 0xC2
+        at += 2 + struct.unpack_from(">H", data, at + 2)[0]
+    return False
+
+
+def _ordinary_png(data: bytes) -> bool:
+    width, height = struct.unpack_from(">LL", data, 16)
+    if width * height > _ORDINARY_PIXELS:
+        return False
+    at, extras, end = 8, 0, len(data) - 12
+    for _ in range(_ORDINARY_PNG_CHUNKS):
+        if at > end:
+            return True
+        length, kind = struct.unpack_from(">L4s", data, at)
+        extras += kind != b"IDAT"
+        if extras > _ORDINARY_PNG_EXTRAS:
+            return False
+        at += 12 + length
+    return False
+
+
+def _ordinary_webp(data: bytes) -> bool:
+    animated = data[12:16] == b"VP8X" and bool(data[20] & 2)
+    return not animated and _webp_pixels(data) <= _ORDINARY_PIXELS
+
+
+def _webp_pixels(data: bytes) -> int:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", data, 26))
+    return int(width * height)
+
+
+def _still_ordinary(image: Image.Image) -> bool:
+    """The same question, once Pillow has read the header."""
+    if image.width * image.height > _ORDINARY_PIXELS:
+        return False
+    if image.format == "TIFF":  # a tile may be larger than its picture
+        return image.info.get("compression") in _ORDINARY_TIFF and 322 not in getattr(image, "tag_v2", {})
+    return True
+
+
+def _go_on() -> None:
+    """Nobody wants to stop."""
+
+
 def examine(
-    data: bytes,
-    name: str,
-    look: Callable[[Image.Image], None] | None = None,
-    room: Callable[[int], AbstractContextManager[object]] | None = None,
+    data: bytes, name: str, *, pixel_md5: bool = False, check: Callable[[], None] = _go_on, limited: bool = True
 ) -> ImageFacts:
     """Decode the first frame completely and say what the bytes are.
 
     Args:
         data: the bytes of an image file.
         name: what to call it in errors.
-        look: is shown the decoded image, so that nobody has to decode it again.
-        room: is told how many bytes decoding will take, and entered meanwhile; so threads can take turns.
+        pixel_md5: whether to hash the pixels as well.
+        check: called now and then while a process of its own is waited for; raises to stop it.
+        limited: whether a file that is out of the ordinary gets such a process.
 
     Raises:
         ImageError: unreadable, truncated or oversized.
     """
+    if limited and not _ordinary(data):
+        return _in_child(data, name, "md5" if pixel_md5 else "facts", check)
     with _strict_decoder():
         image = _opened(data, name)
+        if limited and not _still_ordinary(image):
+            return _in_child(data, name, "md5" if pixel_md5 else "facts", check)
         width, height = image.size
-        if image.format == "JPEG" and look is None:
+        if image.format == "JPEG" and not pixel_md5:
             # Every byte is read and entropy-decoded all the same, which is what can fail; only the pixels that
             # nobody looks at are an eighth as many each way.
             image.draft(None, (1, 1))
-        with nullcontext() if room is None else room(_decoded_bytes(image, width * height)):
+        with _turns.held(_decoded_bytes(image, data, width * height) + 7 * width * height * pixel_md5):
             _decode(image, name)
-            if look is not None:
-                look(image)
+            md5 = _pixel_md5(image) if pixel_md5 else None
         return ImageFacts(
             sha256=hashlib.sha256(data).hexdigest(),
             width=width,
             height=height,
             format=str(image.format),
             size=len(data),
+            pixel_md5=md5,
         )
 
 
-def _decoded_bytes(image: Image.Image, pixels: int) -> int:
+def _decoded_bytes(image: Image.Image, data: bytes, pixels: int) -> int:
     """About what decoding takes in memory."""
-    size = image.width * image.height * 4
-    if "progressive" in image.info:  # all coefficients of the picture at its full size, 16 bits each
-        size += pixels * 6
+    size = image.width * image.height * _BYTES_PER_PIXEL.get(str(image.format), 4)
+    if "progressive" in image.info or (image.format == "JPEG" and data.count(b"\xff\xda") > 1):
+        size += pixels * 6  # all coefficients of the picture at its full size, 16 bits each
     return size
+
+
+def _pixel_md5(image: Image.Image) -> str:
+    try:
+        rgb = image.convert("RGB")
+    except (OSError, ValueError):
+        return f"none (mode {image.mode})"
+    return hashlib.md5(rgb.tobytes(), usedforsecurity=False).hexdigest()
+
+
+# --- a process of its own --------------------------------------------------------------------------------------------
+
+#: Isolated from the user's environment and folder; it finds this package where this process found it.
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from imaginet_hub.data.images import _answer; _answer(json.loads(sys.argv[2]))"
+)
+#: What a Python may need to start and to find its libraries; no secrets.
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP")
+_POLL_S = 0.2
+
+
+def _in_child(data: bytes, name: str, task: str, check: Callable[[], None] = _go_on) -> ImageFacts:
+    """What `examine` (or, for the task "rgb", `open_image`) makes of a file, within limits of time and memory."""
+    while not _children.acquire(timeout=_POLL_S):
+        check()
+    try:
+        question = {
+            "task": task,
+            "name": name,
+            "bytes": len(data),
+            "seconds": TIME_LIMIT_S,
+            "memory": MEMORY_LIMIT_BYTES,
+            "parent": os.getpid(),
+        }
+        paths = [os.path.abspath(path) for path in sys.path]  # noqa: PTH100 - an archive may be among them
+        command = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(paths), json.dumps(question)]
+        environment = {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+        with (
+            _fed(data) as bytes_of_it,
+            subprocess.Popen(command, stdin=bytes_of_it, stdout=pipe, stderr=nowhere, env=environment) as child,
+        ):
+            try:
+                answer = _waited_for(child, check)
+            finally:
+                child.kill()
+    except OSError as error:
+        raise ImageError(
+            "unreadable",
+            f"{name}: it is out of the ordinary, and no process could be started to look at it ({_reason(error)})",
+        ) from error
+    finally:
+        _children.release()
+    if answer is None:
+        raise _too_much_time(name)
+    try:
+        found = json.loads(answer)
+    except ValueError as error:
+        if child.returncode == -getattr(signal, "SIGXCPU", 0):
+            raise _too_much_time(name) from error
+        raise ImageError(
+            "unreadable",
+            f"{name}: expected an image that decodes, found one that ends its decoder (status {child.returncode})",
+        ) from error
+    if "reason" in found:
+        raise ImageError(found["reason"], found["message"])
+    return ImageFacts(**found)
+
+
+@contextmanager
+def _fed(data: bytes) -> Iterator[int]:
+    """A pipe that gives these bytes, however long it takes; `Popen.communicate` forgets them when it times out."""
+    reader, writer = os.pipe()
+
+    def feed() -> None:
+        rest = memoryview(data)
+        with contextlib.suppress(OSError):  # nobody reads any more
+            while rest:
+                rest = rest[os.write(writer, rest) :]
+        os.close(writer)
+
+    feeder = Thread(target=feed, daemon=True)
+    feeder.start()
+    try:
+        yield reader
+    finally:
+        os.close(reader)
+        feeder.join()
+
+
+def _waited_for(child: subprocess.Popen[bytes], check: Callable[[], None]) -> bytes | None:
+    """What it writes; None when its time is over."""
+    deadline = time.monotonic() + TIME_LIMIT_S
+    while time.monotonic() < deadline:
+        try:
+            return child.communicate(timeout=_POLL_S)[0]
+        except subprocess.TimeoutExpired:
+            check()
+    return None
+
+
+def _too_much_time(name: str) -> ImageError:
+    return ImageError(
+        "oversized",
+        f"{name}: expected an image that decodes within {TIME_LIMIT_S:g} seconds, found one that takes longer; "
+        "re-encode the image if it is genuine",
+    )
+
+
+def _answer(question: Mapping[str, Any]) -> None:
+    """The other process: read the file, limit itself, answer in JSON."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _follow(question["parent"])
+    name = question["name"]
+    data = sys.stdin.buffer.read(question["bytes"])
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each has a stack
+    try:
+        import resource
+    except ImportError:  # Windows: the clock alone
+        pass
+    else:
+        for kind, most in ((resource.RLIMIT_AS, question["memory"]), (resource.RLIMIT_CPU, question["seconds"])):
+            hard = resource.getrlimit(kind)[1]
+            soft = max(1, int(most)) if hard == resource.RLIM_INFINITY else min(max(1, int(most)), hard)
+            with contextlib.suppress(OSError, ValueError):  # macOS knows no limit of address space
+                resource.setrlimit(kind, (soft, hard))
+    try:
+        if question["task"] == "rgb":
+            image = _rgb(data, name)
+            found = asdict(ImageFacts("", image.width, image.height, "", len(data)))
+        else:
+            found = asdict(examine(data, name, pixel_md5=question["task"] == "md5", limited=False))
+    except (ImageError, MemoryError) as error:
+        refused = error if isinstance(error, ImageError) else _too_much_memory(name)
+        found = {"reason": refused.reason, "message": refused.message}
+    sys.stdout.write(json.dumps(found))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _follow(parent: int) -> None:
+    """End when the parent is killed: Linux tells; elsewhere the limit of time is the end."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+# --- pictures to use -------------------------------------------------------------------------------------------------
 
 
 def open_image(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Image.Image:
@@ -253,13 +641,27 @@ def open_image(source: str | os.PathLike[str] | bytes, name: str | None = None) 
         data, name = source, name or "image"
     else:
         data, name = read_bytes(source), name or os.fspath(source)
+    limited = not _ordinary(data)
+    if limited:  # whether it can be decoded is found out where nothing can go wrong
+        _in_child(data, name, "rgb")
+    return _rgb(data, name, limited=limited)
+
+
+def _rgb(data: bytes, name: str, *, limited: bool = True) -> Image.Image:
+    """The first frame as RGB; `limited` says that it is decoded within limits, or was."""
     with _strict_decoder():
         image = _opened(data, name)
-        _decode(image, name)
-        try:
-            return _to_rgb(image)
-        except Exception as error:
-            raise ImageError("unreadable", f"{name}: mode {image.mode} cannot be converted to RGB") from error
+        if not limited and not _still_ordinary(image):
+            _in_child(data, name, "rgb")
+        pixels = image.width * image.height
+        with _turns.held(_decoded_bytes(image, data, pixels) + 4 * pixels):
+            _decode(image, name)
+            try:
+                return image if image.mode == "RGB" else _to_rgb(image)
+            except MemoryError as error:
+                raise _too_much_memory(name) from error
+            except Exception as error:
+                raise ImageError("unreadable", f"{name}: mode {image.mode} cannot be converted to RGB") from error
 
 
 def from_row(value: Any) -> Image.Image:
@@ -285,5 +687,7 @@ def from_row(value: Any) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow image as RGB: alpha dropped, the upper byte of 16-bit samples."""
     if image.mode.startswith("I;16"):  # Pillow would clip these at 255
+        import numpy as np
+
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")

@@ -5,18 +5,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 from imaginet_hub.data.images import ImageFacts, examine
 from imaginet_hub.data.ledger import FOLDER, Entry, Ledger
 from imaginet_hub.data.lists import Face
 from imaginet_hub.data.manifest import Record
-from imaginet_hub.data.workers import Fatal, Memory
+from imaginet_hub.data.workers import Fatal
 from imaginet_hub.errors import FetchError, ImageError
 
 __all__ = ["FOUND", "REPLACED", "Keeper", "disk_error", "temporary_name"]
@@ -25,8 +22,6 @@ __all__ = ["FOUND", "REPLACED", "Keeper", "disk_error", "temporary_name"]
 FOUND = "found"
 #: Where files that were damaged are kept, below the ledger's folder.
 REPLACED = "replaced"
-#: What decoded images may take at a time, all threads together; one may take more, alone.
-_DECODED_BYTES = 96 * 1024**2
 #: Errors that are one file's own; any other means that nothing more can be written.
 _FILE_S_OWN = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EXDEV, errno.ELOOP)
 
@@ -43,18 +38,21 @@ class Keeper:
         root: ROOT.
         ledger: open for appending.
         faces: what upstream's FFHQ list promises, by path.
+        check: called while an image takes its time; raises to stop.
 
     Attributes:
         set_aside: damaged files that had to make room, below `.imaginet/replaced`.
     """
 
-    def __init__(self, root: Path, ledger: Ledger, faces: Mapping[str, Face]) -> None:
+    def __init__(
+        self, root: Path, ledger: Ledger, faces: Mapping[str, Face], check: Callable[[], None] = lambda: None
+    ) -> None:
         self._root = root
         self._ledger = ledger
         self._faces = faces
         self._folders: set[Path] = set()
         self.set_aside: list[str] = []
-        self._decoded = Memory(_DECODED_BYTES)
+        self._check = check
 
     def adopt(self, record: Record, data: bytes, mtime_ns: int) -> None:
         """Enter a file that is there, if it is what lists and ledger say.
@@ -109,24 +107,14 @@ class Keeper:
     def _verified(self, record: Record, data: bytes, route: str) -> ImageFacts:
         """The facts of bytes that are fit to be this file."""
         face = self._faces.get(record.file)
-        pixels: list[str] = []
-
-        def look(image: Image.Image) -> None:
-            try:
-                rgb = np.asarray(image.convert("RGB"))
-            except (OSError, ValueError):  # a mode that has no RGB
-                pixels.append(f"none (mode {image.mode})")
-                return
-            pixels.append(hashlib.md5(rgb.tobytes(), usedforsecurity=False).hexdigest())
-
         try:
-            facts = examine(data, record.path, look if face is not None else None, self._decoded.held)
+            facts = examine(data, record.path, pixel_md5=face is not None, check=self._check)
         except ImageError as error:
             raise self.wrong(record, route, "an image that decodes completely", error.message) from error
         if record.sha256 is not None and facts.sha256 != record.sha256:
             raise self.wrong(record, route, f"SHA-256 {record.sha256}", facts.sha256)
-        if face is not None and pixels != [face.pixel_md5]:
-            raise self.wrong(record, route, f"pixels with MD5 {face.pixel_md5}", pixels[0])
+        if face is not None and facts.pixel_md5 != face.pixel_md5:
+            raise self.wrong(record, route, f"pixels with MD5 {face.pixel_md5}", str(facts.pixel_md5))
         return facts
 
     def wrong(self, record: Record, route: str, expected: str, got: str) -> FetchError:

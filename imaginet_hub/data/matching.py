@@ -3,7 +3,8 @@
 Archives and folders put the same images under other folders than upstream does (`dataset/` for `photozilla/dataset/`,
 `images1024x1024/00000/` for `ffhq/`), and some spell names in other encodings. A match is by the last parts of the
 path: at least as many as identify an image within its source, and the longest agreement wins. A target path is never
-built from a name that was found, so no name can lead outside ROOT.
+built from a name that was found, so no name can lead outside ROOT. Names that lead out of their archive are refused
+all the same: whoever wrote them did not mean to hand over an image.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Generic, TypeVar
 
 from imaginet_hub.data.sources import Source
 
-__all__ = ["Finder", "imagenet_basename", "spellings"]
+__all__ = ["Finder", "imagenet_basename", "shown", "spellings", "why_refused"]
 
 Handle = TypeVar("Handle")
 
@@ -27,6 +28,8 @@ _HF_IMAGENET = re.compile(r"(?P<basename>.+?)_(?P<wnid>n\d{8})\.JPEG", re.IGNORE
 _NOT_ASCII = bytes(range(128, 256))
 #: The longest path of the lists has 149 characters. Normalising takes time that grows with the square of the length.
 _LONGEST_STORED, _LONGEST = 1024, 4096
+_DRIVE = re.compile(r"[A-Za-z]:")
+_MOST_REFUSED = 24
 _IMAGENET = re.compile(r"(ILSVRC2012_(val|test)_\d{8}|n\d{8}_\d+)\.JPEG", re.IGNORECASE)
 
 
@@ -69,6 +72,29 @@ def spellings(name: str | bytes) -> list[str]:
     return list(dict.fromkeys(unicodedata.normalize("NFC", text).replace("\\", "/") for text in texts))
 
 
+def why_refused(name: str | bytes) -> str | None:
+    """What is wrong with the name of an archive's member, in words that fit an error; None if nothing is.
+
+    >>> why_refused("..\\\\x.jpg")
+    "a member whose name leads out of the archive: '../x.jpg'"
+    """
+    if len(name) > _LONGEST_STORED:
+        return f"a member whose name has {len(name):,} characters: {shown(name[:40])[:-1]}...'"
+    text = name if isinstance(name, str) else name.decode("latin-1")
+    if "\\" in text:
+        text = text.replace("\\", "/")
+    if text.startswith("/") or _DRIVE.match(text) or (".." in text and ".." in text.split("/")):
+        return f"a member whose name leads out of the archive: {shown(name)}"
+    return None
+
+
+def shown(name: str | bytes) -> str:
+    """A stored name for people, in quotes."""
+    if isinstance(name, bytes):
+        name = name.replace(b"\\", b"/").decode("utf-8", errors="backslashreplace")
+    return f"'{name.replace(chr(92), '/')}'" if name.isprintable() else ascii(name)
+
+
 def _is_utf8(data: bytes) -> bool:
     try:
         data.decode("utf-8")
@@ -102,6 +128,10 @@ class Finder(Generic[Handle]):
         wanted: paths in upstream's layout (`Record.file`).
         aliases: other paths under which images may be found (FFHQ's own numbering).
         inside: where all names lie, if that tells something: the path of their archive, without its ending.
+
+    Attributes:
+        refused: (name, reason) of the first members that were refused though their last part is wanted.
+        refused_count: how many there were.
     """
 
     def __init__(
@@ -114,6 +144,9 @@ class Finder(Generic[Handle]):
         self._bones: set[bytes] = set()
         self._best: dict[str, _Best[Handle]] = {}
         self._weak: dict[str, list[tuple[str, Handle]]] = {}
+        self._refused: dict[str, tuple[str, Handle]] = {}
+        self.refused: list[tuple[str, str]] = []
+        self.refused_count = 0
         for path in wanted:
             for target in (path, (aliases or {}).get(path)):
                 if target is not None:
@@ -130,8 +163,11 @@ class Finder(Generic[Handle]):
 
     def may_want(self, name: bytes) -> bool:
         """A quick look at a name in an archive of millions: False only if `offer` would find nothing, or nonsense."""
-        if len(name) > _LONGEST_STORED:
-            return False
+        if len(name) > _LONGEST_STORED:  # such a name is refused, and remembered if it is plain and wanted
+            return (
+                name[max(name.rfind(b"/"), name.rfind(b"\\"), len(name) - _LONGEST_STORED) + 1 :].decode("latin-1")
+                in self._aimed
+            )
         last = name[max(name.rfind(b"/"), name.rfind(b"\\")) + 1 :]
         if not name.isascii():
             # Accents of their own (NFD, as macOS writes it) belong to the letters before them.
@@ -144,13 +180,19 @@ class Finder(Generic[Handle]):
         stem = text.rpartition(".")[0]
         return f"{stem}.JPEG" in self._aimed or f"{stem.rpartition('_')[0]}.JPEG" in self._aimed
 
-    def offer(self, name: str | bytes, handle: Handle) -> list[str]:
+    def offer(self, name: str | bytes, handle: Handle, *, trusted: bool = False) -> list[str]:
         """Consider one stored file.
+
+        Args:
+            trusted: the name is a path on this disk, not one that somebody wrote into an archive.
 
         Returns:
             The wanted paths that it matches (whether or not it is the best match).
         """
         found: list[str] = []
+        if not trusted and (why := why_refused(name)) is not None:
+            self.refuse(name, why, handle)
+            return found
         if len(name) > _LONGEST:
             return found
         for spelling in spellings(name):
@@ -164,6 +206,29 @@ class Finder(Generic[Handle]):
             for path in self._skeletons.get(_skeleton(parts[-self._source.tail :]), ()):
                 self._weak.setdefault(path, []).append((spellings(name)[0], handle))
         return found
+
+    def refuse(self, name: str | bytes, why: str, handle: Handle) -> None:
+        """Remember a stored file that may not be taken, if its last part is wanted."""
+        for spelling in spellings(name[-_LONGEST_STORED:]):
+            parts = _parts(spelling)
+            aimed = self._aimed.get(self._basename(parts), ()) if parts else ()
+            if aimed:
+                self.refused_count += 1
+                if len(self.refused) < _MOST_REFUSED:
+                    self.refused.append((shown(name[:_LONGEST_STORED]), why))
+            for path, aim in aimed:
+                agreement = 1  # the last parts agree already
+                while agreement < min(len(aim), len(parts)) and aim[-agreement - 1] == parts[-agreement - 1]:
+                    agreement += 1
+                if agreement >= min(self._source.tail, len(aim)):
+                    self._refused.setdefault(path, (why, handle))
+            if aimed:
+                return
+
+    def refusals(self) -> dict[str, tuple[str, Handle]]:
+        """For wanted paths that only refused files match: why (of the first), and its handle."""
+        taken = self._best.keys() | self._weak.keys()
+        return {path: refusal for path, refusal in self._refused.items() if path not in taken}
 
     def _consider(self, path: str, aim: tuple[str, ...], parts: tuple[str, ...], name: str, handle: Handle) -> bool:
         agreement = 1  # the last parts agree already, perhaps up to ImageNet's suffix

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from imaginet_hub.data.matching import imagenet_basename
 from imaginet_hub.data.sources import (
     KNOWN_CORRUPT,
+    PACKED,
     SOURCES,
     UNKNOWN_MEAN_BYTES,
     Route,
@@ -125,13 +126,28 @@ class Part:
     def ways(self) -> str:
         return ", ".join([*(f"{OWN} ({path})" for path in self.own), *(route.name for route in self.routes)])
 
+    @property
+    def costs(self) -> list[str]:
+        """What may cross the network beyond the images themselves, where that is much."""
+        found = []
+        for route in self.routes:
+            size = sum(archive.bytes or 0 for archive in route.archives)
+            if route.reader == "tgz":
+                found.append(f"{route.name}: a stream, read up to the last wanted image: up to {human_bytes(size)}")
+            elif route.reader == "7z" and (len(self.routes) == 1 or route.name != PACKED):
+                found.append(
+                    f"{route.name}: by range if it is stored; if not, all of it: about {human_bytes(size)} to move, "
+                    "and as much disk until its images are out"
+                )
+        return found
+
 
 @dataclass(frozen=True)
 class Blocked:
     """Files that cannot be had here, why, and what helps.
 
     Attributes:
-        reason: not_yet | access | offline | format | unknown.
+        reason: access | offline | format | unknown.
     """
 
     source: str
@@ -188,10 +204,11 @@ class Plan:
         ]
         if self.parts:
             lines.append(f"  {'source':<14}{'images':>8}{'about':>10}  by, in this order")
-            lines += [
-                f"  {part.source.key:<14}{len(part.records):>8,}{human_bytes(part.bytes):>10}  {part.ways}"
-                for part in self.parts
-            ]
+            for part in self.parts:
+                lines.append(
+                    f"  {part.source.key:<14}{len(part.records):>8,}{human_bytes(part.bytes):>10}  {part.ways}"
+                )
+                lines += [f"{'':34}{cost}" for cost in part.costs]
         for block in self.blocked:
             lines.append(f"  {block.source:<14}{len(block.records):>8,}{'':>10}  not possible here: {block.why}")
             lines.append(f"{'':34}{block.remedy}")
@@ -215,6 +232,7 @@ class Plan:
                     "images": len(part.records),
                     "bytes_estimate": part.bytes,
                     "routes": [*([OWN] if part.own else []), *(route.name for route in part.routes)],
+                    "costs": part.costs,
                     "paths": [record.file for record in part.records],
                 }
                 for part in self.parts
@@ -328,14 +346,10 @@ def _ways(source: Source | None, record: Record, options: Options) -> tuple[Rout
     bring = f"bring the files yourself with --from {source.key}=PATH ({source.homepage})"
     if options.offline or forced == OWN:
         return () if have_own else _No("offline", "offline mode is on (HF_HUB_OFFLINE)", bring)
-    ready = [r for r in routes if r.reader]
     if forced and not routes and not have_own:
         return _No("unknown", f"the route {forced} does not give {folder}", "leave --route out, or " + bring)
-    allowed = tuple(r for r in ready if r.credential is None or r.credential in options.credentials)
+    allowed = tuple(r for r in routes if r.credential is None or r.credential in options.credentials)
     if allowed or have_own:
         return allowed
-    if ready:
-        names = ", ".join(sorted({str(r.credential) for r in ready}))
-        return _No("access", f"an account is needed ({names})", f"`imaginet sources` tells how; or {bring}")
-    names = ", ".join(r.name for r in routes)
-    return _No("not_yet", f"not yet: this version cannot read the route{'s' * (len(routes) > 1)} {names}", bring)
+    names = " or ".join(sorted({str(r.credential) for r in routes}))
+    return _No("access", f"an account is needed ({names})", f"`imaginet sources` tells how; or {bring}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
 
-__all__ = ["progress_bar"]
+__all__ = ["progress_bar", "progress_paused"]
 
 
 def progress_bar(*args: Any, **options: Any) -> Any:
@@ -20,3 +21,10 @@ def progress_bar(*args: Any, **options: Any) -> Any:
     if os.environ.get("HF_DATASETS_DISABLE_PROGRESS_BARS", "").upper() in ("1", "ON", "YES", "TRUE"):
         options["disable"] = True
     return plain(*args, **options)
+
+
+def progress_paused() -> contextlib.AbstractContextManager[None]:
+    """Bars make way for a line while the block runs."""
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode()

@@ -21,6 +21,7 @@ __all__ = [
     "KNOWN_CORRUPT",
     "LISTS",
     "MINI_SOURCE",
+    "PACKED",
     "SOURCES",
     "TEST_FOLDER_COUNTS",
     "UNKNOWN_LICENSE",
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 UNKNOWN_LICENSE = "unknown"
+#: The route that every source has.
+PACKED = "packed"
 #: `source` of the made corpus, whose folders are named like ImagiNet's.
 MINI_SOURCE = "mini (simulated)"
 
@@ -122,7 +125,7 @@ class Source:
 def _packed(*folders: str) -> Route:
     """The authors' own packed release holds every image; one route of every source."""
     return Route(
-        "packed",
+        PACKED,
         "7z",
         "the authors' packed release (7z in volumes, all 200,000 images, about 144 GB)",
         folders,
@@ -313,7 +316,6 @@ SOURCES: tuple[Source, ...] = (
                 "ranges of the archive of the Kaggle dataset steubk/wikiart",
                 ("wikiart",),
                 (Archive("kaggle:datasets/steubk/wikiart", ("wikiart",)),),
-                credential="kaggle",
             ),
             Route(
                 "kaggle-files",
@@ -321,7 +323,6 @@ SOURCES: tuple[Source, ...] = (
                 "single files of the Kaggle dataset steubk/wikiart",
                 ("wikiart",),
                 address="kaggle:datasets/steubk/wikiart",
-                credential="kaggle",
             ),
             _packed("wikiart"),
         ),

@@ -105,9 +105,16 @@ class Workers:
                         error = FetchError("missing", source, path, "the file in the archive", "none", "see --from")
                     deliver(path, error, counts=number == 0)  # one failure, however many files it was to bring
 
+        self._all([worker] * min(self._count, len(jobs)))
+
+    def each(self, tasks: Sequence[Callable[[], None]]) -> None:
+        """Run tasks in threads; the first that raises stops the fetch."""
+        self._all(tasks)
+
+    def _all(self, tasks: Sequence[Callable[[], None]]) -> None:
         pool = ThreadPoolExecutor(self._count)
         try:
-            futures = [pool.submit(worker) for _ in range(min(self._count, len(jobs)))]
+            futures = [pool.submit(task) for task in tasks]
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
         except BaseException as error:

@@ -4,23 +4,31 @@
         fetch(root, endpoints=mirror.endpoints)
 
 `origin` is a folder (see `staging`): `coco/`, `github/<owner>/<repo>/<commit>/`, `drive/<file id>`,
-`hf/<owner>/<repo>/`. Each host has a port, and thereby an origin, of its own:
+`hf/<owner>/<repo>/`, `kaggle/competitions/<slug>/` and `kaggle/datasets/<owner>/<slug>/` with `files/` and
+`archive.zip` in them. Each host has a port, and thereby an origin, of its own:
 
 - coco: S3. ETag is the MD5 of a single file and `md5-N` of a zip; absent keys are 403 with XML.
 - github: raw files. Text goes out gzipped to whom accepts that.
 - drive: `/uc` redirects to `/download` for small files, and shows a page with a form for large ones.
-- hf: `resolve/` redirects to signed addresses that expire, on another host ("cdn"); gated datasets; a little `/api/`.
+- hf: `resolve/` redirects to signed addresses that expire, on another host ("cdn"); gated datasets, whose listings are
+  open; a little `/api/`.
+- kaggle: `/api/v1/` redirects to signed addresses too, on a third ("gcs": Google Cloud Storage, which sends MD5 and
+  CRC-32C of the whole file in X-Goog-Hash). A competition wants an account that has accepted its rules, a dataset
+  none; but wrong credentials are refused everywhere.
 
-A `fault` hook decides, request by request, what goes wrong. Standard library only.
+A `fault` hook decides, request by request, what goes wrong.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import gzip
 import hashlib
 import hmac
 import html
+import io
 import json
 import os
 import re
@@ -31,28 +39,45 @@ import struct
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain as chain_iterables
 from pathlib import Path
 from socketserver import TCPServer
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+from imaginet_hub.demo.containers import lfs_blob_id
+from imaginet_hub.demo.crc32c import crc32c
 
 __all__ = ["Fault", "Hook", "Mirror", "Request", "always", "busy", "chain", "first", "once"]
 
 _PIECE = 256 * 1024
 _FLIPPED = bytes(byte ^ 0xFF for byte in range(256))
-_HOSTS = ("coco", "github", "drive", "hf", "cdn")
-_SERVERS = {"coco": "AmazonS3", "github": "github.com", "drive": "UploadServer", "hf": "nginx", "cdn": "AmazonS3"}
-#: What the Hub keeps as large files; anything else is served where it lies.
+#: Host -> what it calls itself.
+_HOSTS = {
+    "coco": "AmazonS3",
+    "github": "github.com",
+    "drive": "UploadServer",
+    "hf": "nginx",
+    "kaggle": "Kestrel",
+    "cdn": "AmazonS3",
+    "gcs": "UploadServer",
+}
+#: Hosts that nobody asks unless redirected there.
+_STORES = ("cdn", "gcs")
+#: What the Hub keeps as large files whatever their size; anything else is served where it lies.
 _LARGE = re.compile(r"\.(zip|tgz|gz|tar|parquet|7z(\.\d+)?|bin|png|jpe?g|webp)$", re.IGNORECASE)
 _DRIVE_ID = re.compile(r"[\w-]{10,}", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+#: Bucket of Google's storage -> what Kaggle keeps in it.
+_KINDS = {"kaggle-competitions-data": "competitions", "kaggle-data-sets": "datasets"}
+_RULES = "You must accept this competition's rules before you'll be able to download files."
 
 
 @dataclass
@@ -60,7 +85,7 @@ class Request:
     """One request as the mirror saw it.
 
     Attributes:
-        host: "coco" | "github" | "drive" | "hf" | "cdn".
+        host: "coco" | "github" | "drive" | "hf" | "kaggle" | "cdn" | "gcs".
         method: "GET" | "HEAD".
         path: decoded, without the query.
         query: decoded; of a repeated name the last value.
@@ -209,6 +234,10 @@ def _text(status: int, body: str | bytes, content_type: str = "text/plain; chars
     return _Answer(status, {"Content-Type": content_type, **named}, data, 0, len(data))
 
 
+def _json(status: int, value: Any, **headers: str) -> _Answer:
+    return _text(status, json.dumps(value), "application/json", **headers)
+
+
 def _xml(status: int, code: str, message: str) -> _Answer:
     body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
     return _text(status, body, "application/xml")
@@ -275,12 +304,23 @@ class Mirror:
         virus_scan_over: Drive shows its form for files of more bytes than that (on the real host: 100 MB).
         fault: what goes wrong with a request; None: nothing. Called from many threads.
         gated: Hugging Face dataset id -> the one token that is let in.
+        kaggle: user name -> key of Kaggle's accounts (`Authorization: Basic`). Without any account, no credentials
+            are right.
+        kaggle_tokens: Kaggle's API tokens (`Authorization: Bearer`).
+        kaggle_rules: whether accounts have accepted the rules of competitions.
+        kaggle_zips: Kaggle delivers single files zipped, as `<name>.zip`, whose name (from its folders on) holds a
+            match of this regular expression; None: no file.
 
     Attributes:
-        latency_s, virus_scan_over, fault, gated: as given; may be changed while it runs.
-        url_lifetime_s: of signed addresses, from the moment they are handed out; may be changed while it runs.
-        endpoints: host -> base address: coco, github, drive, hf.
-        cdn: base address of the host that signed addresses point to.
+        latency_s, virus_scan_over, fault, gated, kaggle, kaggle_tokens, kaggle_rules, kaggle_zips: as given; may be
+            changed while it runs, like the next three.
+        url_lifetime_s: of signed addresses, from the moment they are handed out.
+        large_over: the Hub keeps files of more bytes than that as large ones, besides those of certain kinds.
+        hashed_to: digests are true for files of up to so many bytes. Larger ones have an ETag and (in the Hub's
+            listing) a SHA-256 that is made of their size and time, and no X-Goog-Hash: nobody waits for terabytes.
+        endpoints: host -> base address: coco, github, drive, hf, kaggle.
+        cdn: base address of the host that signed addresses of the Hub point to.
+        gcs: base address of the host that signed addresses of Kaggle point to.
         requests: every request so far, in order of arrival. `sent` and `status` are filled in as the answer goes out.
         sent: bytes of all bodies so far.
     """
@@ -293,13 +333,23 @@ class Mirror:
         virus_scan_over: int = 100_000,
         fault: Hook | None = None,
         gated: Mapping[str, str] | None = None,
+        kaggle: Mapping[str, str] | None = None,
+        kaggle_tokens: Collection[str] = (),
+        kaggle_rules: bool = True,
+        kaggle_zips: str | None = None,
     ) -> None:
         self.origin = Path(origin).resolve()
         self.latency_s = latency_s
         self.virus_scan_over = virus_scan_over
         self.fault = fault
         self.gated = dict(gated or {})
+        self.kaggle = dict(kaggle or {})
+        self.kaggle_tokens = frozenset(kaggle_tokens)
+        self.kaggle_rules = kaggle_rules
+        self.kaggle_zips = kaggle_zips
         self.url_lifetime_s: float = 3600.0
+        self.large_over = 10_000_000
+        self.hashed_to = 256 << 20
         self.lock = threading.Lock()
         self._keys = [secrets.token_bytes(16)]  # the last one signs
         self._log: list[Request] = []
@@ -339,11 +389,15 @@ class Mirror:
 
     @property
     def endpoints(self) -> dict[str, str]:
-        return {host: server.url for host, server in self._servers.items() if host != "cdn"}
+        return {host: server.url for host, server in self._servers.items() if host not in _STORES}
 
     @property
     def cdn(self) -> str:
         return self._servers["cdn"].url
+
+    @property
+    def gcs(self) -> str:
+        return self._servers["gcs"].url
 
     def environ(self) -> dict[str, str]:
         """The variables that point a process of its own here."""
@@ -455,7 +509,7 @@ class Mirror:
         file = self._find("hf", f"{repo}/{name}")
         if file is None:
             answer = self._refusal(404, "EntryNotFound", "Entry not found")
-        elif _LARGE.search(name):
+        elif self._is_large(file):
             etag = fault.etag or self._digest("sha256", file)
             linked = {"X-Linked-Size": str(file.stat().st_size), "X-Linked-ETag": _quoted(etag)}
             url = self._signed(repo, name)
@@ -468,11 +522,11 @@ class Mirror:
     def _cdn(self, request: Request, fault: Fault) -> _Answer:
         if "authorization" in request.headers:  # as S3 does; and a token has no business here
             return _xml(400, "InvalidArgument", "Only one auth mechanism allowed")
-        expires, signature = request.query.get("Expires", ""), request.query.get("Signature", "")
-        valid = [self._signature(key, request.path, expires) for key in self._keys]
-        if signature not in valid:
+        query = request.query
+        state = self._state_of(request.path, query.get("Expires", ""), query.get("Signature", ""))
+        if state == "forged":
             return _xml(403, "SignatureDoesNotMatch", "The request signature does not match")
-        if signature != valid[-1] or time.time() >= int(expires):
+        if state == "expired":
             return _xml(403, "AccessDenied", "Request has expired")
         file = self._find("hf", request.path.removeprefix("/repos/"))
         if file is None:
@@ -483,7 +537,7 @@ class Mirror:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
         if request.path == "/api/whoami-v2":
             if token in self.gated.values():
-                return _text(200, json.dumps({"type": "user", "name": "demo"}), "application/json")
+                return _json(200, {"type": "user", "name": "demo"})
             return self._refusal(401, "", "Invalid username or password.")
         match = re.fullmatch(
             r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.*))?)?", request.path.rstrip("/")
@@ -498,26 +552,29 @@ class Mirror:
         for file in self._files(repo):
             path = file.relative_to(self.origin / "hf" / repo).as_posix()
             size = file.stat().st_size
-            entry: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": self._digest("blob", file)}
-            if _LARGE.search(path):
+            entry: dict[str, Any] = {"type": "file", "path": path, "size": size}
+            if self._is_large(file):
                 sha256 = self._digest("sha256", file)  # "oid" in a tree, "sha256" in a dataset's description
+                entry["oid"] = lfs_blob_id(sha256, size)
                 entry["lfs"] = {"oid": sha256, "sha256": sha256, "size": size, "pointerSize": 134}
+            else:
+                entry["oid"] = self._digest("blob", file)
             if not below or path.startswith(f"{below}/"):
                 files.append(entry)
         if kind == "tree":
-            return _text(200, json.dumps(files), "application/json")
+            return _json(200, files)
         gated = "auto" if repo in self.gated else False
         siblings = [
             {"rfilename": f["path"], "size": f["size"], "blobId": f["oid"], "lfs": f.get("lfs")} for f in files
         ]
         info = {"id": repo, "sha": self._commit(repo), "private": False, "gated": gated, "siblings": siblings}
-        return _text(200, json.dumps(info), "application/json")
+        return _json(200, info)
 
-    # --- Hugging Face's ways
+    # --- the Hub's ways
 
     def _refusal(self, status: int, code: str, message: str) -> _Answer:
         headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
-        return _text(status, json.dumps({"error": message}), "application/json", **headers)
+        return _json(status, {"error": message}, **headers)
 
     def _no_repo(self, request: Request, repo: str, revision: str) -> _Answer | None:
         folder = self._find("hf", repo, folder=True)
@@ -548,6 +605,9 @@ class Mirror:
             )
         return None
 
+    def _is_large(self, file: Path) -> bool:
+        return _LARGE.search(file.name) is not None or file.stat().st_size > self.large_over
+
     def _files(self, repo: str) -> list[Path]:
         return sorted(path for path in (self.origin / "hf" / repo).rglob("*") if path.is_file())
 
@@ -560,16 +620,109 @@ class Mirror:
 
     def _signed(self, repo: str, name: str) -> str:
         path, expires = f"/repos/{repo}/{name}", str(int(time.time() + self.url_lifetime_s))
-        query = {
-            "Expires": expires,
-            "Signature": self._signature(self._keys[-1], path, expires),
-            "Key-Pair-Id": "MIRROR",
-        }
+        query = {"Expires": expires, "Signature": self._signature(path, expires), "Key-Pair-Id": "MIRROR"}
         return f"{self.cdn}{quote(path)}?{urlencode(query)}"
 
-    @staticmethod
-    def _signature(key: bytes, path: str, expires: str) -> str:
-        return hmac.new(key, f"{path}\n{expires}".encode(), hashlib.sha256).hexdigest()
+    def _signature(self, path: str, expires: str, key: bytes | None = None) -> str:
+        return hmac.new(key or self._keys[-1], f"{path}\n{expires}".encode(), hashlib.sha256).hexdigest()
+
+    def _state_of(self, path: str, expires: str, signature: str) -> str:
+        """Of a signed address: good | expired | forged."""
+        if signature not in [self._signature(path, expires, key) for key in self._keys]:
+            return "forged"
+        return "good" if signature == self._signature(path, expires) and time.time() < int(expires) else "expired"
+
+    # --- Kaggle's ways
+
+    def _kaggle(self, request: Request, fault: Fault) -> _Answer:
+        """Who asks, what for, and a redirect to where it is."""
+        known = self._is_known(request.headers.get("authorization"))
+        match = re.fullmatch(
+            r"/api/v1/(?:competitions/data/download(?P<all>-all)?/(?P<competition>[^/]+)"
+            r"|datasets/download/(?P<dataset>[^/]+/[^/]+))(?:/(?P<name>.+))?",
+            request.path,
+        )
+        if known is False:
+            return _refused(401, "Unauthenticated")
+        if not match or (match["competition"] and bool(match["all"]) == bool(match["name"])):
+            return _refused(404, "Not found")
+        if match["competition"]:
+            bucket, slug = "kaggle-competitions-data", match["competition"]
+            if known is None:
+                return _refused(401, "Unauthenticated")
+        else:
+            bucket, slug = "kaggle-data-sets", match["dataset"]
+        base, name = f"{_KINDS[bucket]}/{slug}", match["name"]
+        if self._find("kaggle", base, folder=True) is None:
+            return _refused(404, f"{base} was not found")
+        if match["competition"] and not self.kaggle_rules:
+            return _refused(403, _RULES)
+        key = f"files/{name}" if name else "archive.zip"
+        if self._find("kaggle", f"{base}/{key}") is None:
+            return _refused(404, f"{name or 'the archive'} was not found")
+        path = f"/{bucket}/{slug}/{key}"
+        if name and self.kaggle_zips is not None and re.search(self.kaggle_zips, name):
+            path += ".zip"
+        return _text(302, b"", Location=self._gcs_signed(path))
+
+    def _is_known(self, authorization: str | None) -> bool | None:
+        """Whether credentials are an account's; None if there are none."""
+        if authorization is None:
+            return None
+        scheme, _, value = authorization.partition(" ")
+        if scheme.lower() == "bearer":
+            return value in self.kaggle_tokens
+        try:
+            user, colon, key = base64.b64decode(value, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return False
+        return scheme.lower() == "basic" and bool(colon) and self.kaggle.get(user) == key
+
+    def _gcs_signed(self, path: str) -> str:
+        now, lifetime = int(time.time()), int(self.url_lifetime_s)
+        date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+        query = {
+            "X-Goog-Algorithm": "GOOG4-RSA-SHA256",
+            "X-Goog-Credential": f"mirror@kaggle/{date[:8]}/auto/storage/goog4_request",
+            "X-Goog-Date": date,
+            "X-Goog-Expires": str(lifetime),
+            "X-Goog-SignedHeaders": "host",
+            "X-Goog-Signature": self._signature(path, str(now + lifetime)),
+        }
+        return f"{self.gcs}{quote(path)}?{urlencode(query)}"
+
+    def _gcs(self, request: Request, fault: Fault) -> _Answer:
+        if "authorization" in request.headers:
+            return _xml(400, "InvalidArgument", "Only one auth mechanism allowed")
+        query = request.query
+        try:
+            date = datetime.strptime(query.get("X-Goog-Date", ""), "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+            expires = int(date.timestamp()) + int(query.get("X-Goog-Expires", ""))
+        except (ValueError, OverflowError):
+            return _xml(400, "InvalidArgument", "Invalid argument.")
+        state = self._state_of(request.path, str(expires), query.get("X-Goog-Signature", ""))
+        if state == "forged":
+            return _xml(403, "SignatureDoesNotMatch", "The request signature does not match")
+        if state == "expired":
+            return _xml(400, "ExpiredToken", "The provided token has expired.")
+        bucket, _, name = request.path.lstrip("/").partition("/")
+        path, data = f"{_KINDS.get(bucket)}/{name}", None
+        file = self._find("kaggle", path)
+        if file is None and (file := self._find("kaggle", path.removesuffix(".zip"))):
+            data = _zipped(file)
+        if file is None:
+            return _xml(404, "NoSuchKey", "The specified key does not exist.")
+        if data is None:
+            md5, crc = self._digest("md5", file), self._digest("crc32c", file)
+        else:
+            md5, crc = hashlib.md5(data, usedforsecurity=False).hexdigest(), f"{crc32c(data):08x}"
+        content_type = "application/zip" if path.endswith(".zip") else "application/octet-stream"
+        answer = self._file(request, fault, file, md5, content_type, data)
+        if data is not None or file.stat().st_size <= self.hashed_to:
+            # Two lines, as the real host sends them; a fault that names the header replaces both.
+            answer.headers["X-Goog-Hash"] = f"crc32c={_base64(crc)}"
+            answer.headers["x-goog-hash"] = f"md5={_base64(md5)}"
+        return answer
 
     # --- files
 
@@ -587,26 +740,35 @@ class Mirror:
         return found if usable else None
 
     def _digest(self, kind: str, file: Path) -> str:
-        """MD5, SHA-256 or git blob id of a file, or something made of its size and time; each computed once."""
+        """MD5, SHA-256, CRC-32C or git blob id of a file, in hex, each computed once.
+
+        Or something made of its size and time: if `kind` is "stat", and (of the length of an MD5 or SHA-256) for
+        files that are too large.
+        """
         stat = file.stat()
-        if kind == "stat":
-            return hashlib.md5(f"{stat.st_size} {stat.st_mtime_ns}".encode(), usedforsecurity=False).hexdigest()
+        if kind == "stat" or (kind != "blob" and stat.st_size > self.hashed_to):
+            name = "sha256" if kind == "sha256" else "md5"
+            return hashlib.new(name, f"{stat.st_size} {stat.st_mtime_ns}".encode(), usedforsecurity=False).hexdigest()
         key = (kind, file, stat.st_size, stat.st_mtime_ns)
         if key not in self._digests:
             with self._hashing, file.open("rb") as stream:
                 if key not in self._digests:
-                    digest = hashlib.new("sha1" if kind == "blob" else kind, usedforsecurity=False)
-                    digest.update(f"blob {stat.st_size}\0".encode() if kind == "blob" else b"")
-                    while piece := stream.read(_PIECE):
-                        digest.update(piece)
-                    self._digests[key] = digest.hexdigest()
+                    self._digests[key] = _digest_of(stream, kind, stat.st_size)
         return self._digests[key]
 
     def _file(
-        self, request: Request, fault: Fault, file: Path, etag: str, content_type: str = "application/octet-stream"
+        self,
+        request: Request,
+        fault: Fault,
+        file: Path,
+        etag: str,
+        content_type: str = "application/octet-stream",
+        data: bytes | None = None,
     ) -> _Answer:
+        """The file, or `data` in its place, as far as it is asked for."""
         stat = file.stat()
-        size, etag = stat.st_size, _quoted(fault.etag or etag)
+        body: bytes | Path = file if data is None else data
+        size, etag = stat.st_size if data is None else len(data), _quoted(fault.etag or etag)
         headers = {
             "Content-Type": content_type,
             "ETag": etag,
@@ -618,7 +780,7 @@ class Mirror:
             return _xml(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold")
         if etag in request.headers.get("if-none-match", ""):
             return _Answer(304, headers)
-        whole = _Answer(200, headers, file, 0, size)
+        whole = _Answer(200, headers, body, 0, size)
         if request.range is None or fault.ignore_range or request.headers.get("if-range", etag) != etag:
             return whole
         low, high = request.range
@@ -633,11 +795,39 @@ class Mirror:
         if fault.wrong_range:  # of the same length if the file has such a one
             start, end = (start - 1, end - 1) if start else (1, min(end + 1, size - 1))
         headers["Content-Range"] = f"bytes {start}-{end}/{size}"
-        return _Answer(206, headers, file, start, end - start + 1)
+        return _Answer(206, headers, body, start, end - start + 1)
 
 
 def _quoted(etag: str) -> str:
     return etag if etag.endswith('"') else f'"{etag}"'
+
+
+def _refused(status: int, message: str) -> _Answer:
+    """Kaggle's way to say no."""
+    return _json(status, {"code": status, "message": message})
+
+
+def _zipped(file: Path) -> bytes:
+    """The file as the one member of a zip archive."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        info = zipfile.ZipInfo(file.name, (2024, 1, 1, 12, 0, 0))
+        archive.writestr(info, file.read_bytes(), zipfile.ZIP_DEFLATED)
+    return out.getvalue()
+
+
+def _digest_of(stream: BinaryIO, kind: str, size: int) -> str:
+    if kind == "crc32c":
+        return f"{crc32c(stream.read()):08x}"
+    digest = hashlib.new("sha1" if kind == "blob" else kind, usedforsecurity=False)
+    digest.update(f"blob {size}\0".encode() if kind == "blob" else b"")
+    while piece := stream.read(_PIECE):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _base64(digits: str) -> str:
+    return base64.b64encode(bytes.fromhex(digits)).decode()
 
 
 def _gzipped(answer: _Answer) -> _Answer:
@@ -699,7 +889,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def version_string(self) -> str:
-        return _SERVERS[self.server.host]
+        return _HOSTS[self.server.host]
 
     def do_GET(self) -> None:
         self._serve()

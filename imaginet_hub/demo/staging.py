@@ -1,35 +1,51 @@
 """Packs a ROOT back into what its sources publish: the tree that `mirror.Mirror` serves.
 
     brought = stage(root, origin, own)
-    with Mirror(origin) as mirror:
+    with Mirror(origin, kaggle={"me": "key"}) as mirror:
         fetch(elsewhere, annotations=own / "annotations", own=brought, endpoints=mirror.endpoints)
 
-Image bytes are never touched. The same ROOT gives the same bytes, whatever the order of its folders on disk.
+Every route of `sources` is published. Image bytes are never touched. The same ROOT gives the same bytes, whatever the
+order of its folders on disk.
 """
 
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
-import struct
-import tarfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
-from typing import BinaryIO
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from imaginet_hub.data.sources import FFHQ_INDEX, FFHQ_LIST, SOURCES, source_of
+from imaginet_hub.demo.containers import (
+    Member,
+    write_7z,
+    write_indexed_tar,
+    write_parquet,
+    write_tgz,
+    write_zip,
+)
 
-__all__ = ["DRIVE_IDS", "FFHQ_INDEX_ID", "REPOSITORY", "Member", "drive_id", "stage", "write_zip"]
+__all__ = [
+    "DRIVE_IDS",
+    "FFHQ_INDEX_ID",
+    "REPOSITORY",
+    "Member",
+    "drive_id",
+    "stage",
+    "write_7z",
+    "write_indexed_tar",
+    "write_parquet",
+    "write_tgz",
+    "write_zip",
+]
 
 #: Where annotations lie on GitHub: owner/repository/commit.
 REPOSITORY = FFHQ_LIST.addresses[0].removeprefix("github:").rsplit("/", 2)[0]
@@ -46,157 +62,14 @@ FFHQ_INDEX_ID = FFHQ_INDEX[0].removeprefix("drive:")
 
 _CNNDETECTION = "hf/sywang/CNNDetection"
 _FFHQ = "hf/Iceclear/FFHQ-HQ1024"
-_PIECE = 1 << 20
-_LIMIT_16, _LIMIT_32 = 0xFFFF, 0xFFFFFFFF
-#: 2024-01-01 12:00:00, in MS-DOS's and in Unix's counting: of every member.
-_DOS_TIME, _DOS_DATE, _UNIX_TIME = 12 << 11, (2024 - 1980) << 9 | 1 << 5 | 1, 1704110400
-_UTF8, _DESCRIPTOR = 1 << 11, 1 << 3
-
-
-# --- zip archives ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Member:
-    """One member of a zip archive, and how it is to be written.
-
-    Attributes:
-        name: as text (flagged as UTF-8 where it is not ASCII) or as the raw bytes to write, without that flag. A name
-            that ends with a slash is a folder's.
-        data: its bytes, or a file to stream them from.
-        deflate: compressed instead of stored.
-        descriptor: sizes and CRC-32 follow the data instead of preceding it, as in an archive written to a pipe.
-        unix: Info-ZIP's extra fields, longer in the local header than in the central directory.
-        crc: a CRC-32 to write in place of the true one: a damaged member.
-    """
-
-    name: str | bytes
-    data: bytes | Path = b""
-    deflate: bool = False
-    descriptor: bool = False
-    unix: bool = False
-    crc: int | None = None
-
-
-def write_zip(
-    file: Path,
-    members: Iterable[Member | tuple[str, bytes | Path]],
-    *,
-    zip64: bool = False,
-    comment: bytes = b"",
-    prefix: bytes = b"",
-) -> Path:
-    """Write a zip archive, member by member as they come (PKWARE's APPNOTE 6.3.10, sections 4.3 to 4.5).
-
-    Args:
-        file: gets its name when it is complete.
-        members: a (name, data) pair stands for a plain stored member.
-        zip64: use the 64-bit structures everywhere. Without it they are used where a size, an offset or the number of
-            members needs them.
-        comment: of the archive.
-        prefix: bytes before the first member, not counted by the offsets (a self-extracting archive).
-
-    Returns:
-        `file`.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    directory, count = BytesIO(), 0
-    try:
-        with part.open("wb") as out:
-            out.write(prefix)
-            for member in members:
-                plain = member if isinstance(member, Member) else Member(*member)
-                directory.write(_write_member(out, plain, zip64, len(prefix)))
-                count += 1
-            start, size = out.tell() - len(prefix), directory.tell()
-            out.write(directory.getbuffer())
-            if zip64 or count >= _LIMIT_16 or max(start, size) >= _LIMIT_32:
-                end = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start)
-                out.write(end + struct.pack("<4sIQI", b"PK\6\7", 0, start + size, 1))
-            if zip64:
-                count, size, start = _LIMIT_16, _LIMIT_32, _LIMIT_32
-            few = min(count, _LIMIT_16)
-            tail = (few, few, min(size, _LIMIT_32), min(start, _LIMIT_32), len(comment))
-            out.write(struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, *tail) + comment)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
-    return file
-
-
-def _write_member(out: BinaryIO, member: Member, zip64: bool, prefix: int) -> bytes:
-    """Write a local header and the data; the entry of the central directory."""
-    if isinstance(member.name, bytes):
-        name, flags = member.name, 0
-    else:
-        name, flags = member.name.encode(), 0 if member.name.isascii() else _UTF8
-    flags |= _DESCRIPTOR if member.descriptor else 0
-    method = 8 if member.deflate else 0
-    size = member.data.stat().st_size if isinstance(member.data, Path) else len(member.data)
-    # Deflate may add a little; a header cannot grow once the data follows it.
-    large = zip64 or size >= _LIMIT_32 - (size >> 10) - 1024
-    version = 45 if large else 20
-    at = out.tell()
-    offset = at - prefix
-
-    def local(crc: int, packed: int, unpacked: int) -> bytes:
-        sizes = (_LIMIT_32, _LIMIT_32) if large else (packed, unpacked)
-        extra = struct.pack("<2H2Q", 1, 16, unpacked, packed) if large else b""
-        if member.unix:
-            extra += struct.pack("<2HB2I", 0x5455, 9, 3, _UNIX_TIME, _UNIX_TIME) + _OWNER
-        fields = (version, flags, method, _DOS_TIME, _DOS_DATE, crc, *sizes, len(name), len(extra))
-        return struct.pack("<4s5H3I2H", b"PK\3\4", *fields) + name + extra
-
-    out.write(local(0, 0, 0))
-    crc, packed, unpacked = 0, 0, 0
-    press = zlib.compressobj(6, zlib.DEFLATED, -15) if member.deflate else None
-    for piece in _pieces(member.data):
-        crc = zlib.crc32(piece, crc)
-        unpacked += len(piece)
-        data = press.compress(piece) if press else piece
-        packed += out.write(data)
-    if press:
-        packed += out.write(press.flush())
-    crc = crc if member.crc is None else member.crc
-    if member.descriptor:
-        out.write(struct.pack("<4sI2Q" if large else "<4s3I", b"PK\7\x08", crc, packed, unpacked))
-    else:
-        end = out.tell()
-        out.seek(at)
-        out.write(local(crc, packed, unpacked))
-        out.seek(end)
-
-    far = large or offset >= _LIMIT_32
-    extra = b""
-    sizes = (packed, unpacked)
-    if far:
-        wide = (unpacked, packed, offset) if large else (offset,)
-        extra += struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide)
-        sizes = (_LIMIT_32, _LIMIT_32) if large else sizes
-    if member.unix:
-        extra += struct.pack("<2HBI", 0x5455, 5, 3, _UNIX_TIME) + _OWNER
-    mode = 0o040755 << 16 | 0x10 if name.endswith(b"/") else 0o100644 << 16
-    made_by = 3 << 8 | 30  # Info-ZIP 3.0 on Unix
-    fields = (made_by, max(version, 45 if far else 20), flags, method, _DOS_TIME, _DOS_DATE, crc, *sizes)
-    rest = (len(name), len(extra), 0, 0, 0, mode, _LIMIT_32 if far else offset)
-    return struct.pack("<4s6H3I5H2I", b"PK\1\2", *fields, *rest) + name + extra
-
-
-#: Info-ZIP's field "ux": user and group 1000.
-_OWNER = struct.pack("<2H2BIBI", 0x7875, 11, 1, 4, 1000, 4, 1000)
-
-
-def _pieces(data: bytes | Path) -> Iterator[bytes]:
-    if isinstance(data, bytes):
-        yield data
-        return
-    with data.open("rb") as stream:
-        while piece := stream.read(_PIECE):
-            yield piece
-
-
-# --- the sources ----------------------------------------------------------------------------------------------------
+_PACKED = "hf/delyanboychev/imaginet"
+_JOURNEYDB = "hf/JourneyDB/JourneyDB"
+_DANBOORU, _DANBOORU_INDEX = "hf/nyanko7/danbooru2023/original", "hf/deepghs/danbooru2023_index/original"
+_KAGGLE_IMAGENET = "kaggle/competitions/imagenet-object-localization-challenge"
+_HF_IMAGENET = "hf/ILSVRC/imagenet-1k/data"
+_KAGGLE_WIKIART = "kaggle/datasets/steubk/wikiart"
+#: ImageNet on the Hub has 100 rows in a group, and 294 and 14 files; a small corpus gets several of both too.
+_ROWS, _SHARDS = 8, {"train": 3, "validation": 2}
 
 
 def drive_id(name: str) -> str:
@@ -204,7 +77,7 @@ def drive_id(name: str) -> str:
     return "1" + base64.urlsafe_b64encode(hashlib.sha256(f"drive {name}".encode()).digest()).decode()[:32]
 
 
-def stage(root: Path, origin: Path, own: Path, *, lists: Path | None = None) -> dict[str, Path]:
+def stage(root: Path, origin: Path, own: Path, *, lists: Path | None = None, packed: bool = True) -> dict[str, Path]:
     """Fill `origin` with what the sources of the images in `root` publish, and `own` with what people bring.
 
     Everything that `root` holds is packed, also what no list names. Single files are hard links where the disk
@@ -212,15 +85,15 @@ def stage(root: Path, origin: Path, own: Path, *, lists: Path | None = None) -> 
 
     Args:
         root: images in upstream's layout; image files of any size and format, whatever their names say.
-        origin: the folder that `Mirror` serves: `coco/`, `github/`, `drive/`, `hf/`.
-        own: gets ImageNet's folder (as Kaggle's archive unpacks), JourneyDB's `000.tgz`, `progan_train.zip`, every
-            top folder of `root` that belongs to no source, and `annotations/`: the lists, ffhq_filenames.txt beside
-            them. Only upstream's own lists are taken from GitHub unasked, so made ones are given with --annotations.
+        origin: the folder that `Mirror` serves: `coco/`, `github/`, `drive/`, `hf/`, `kaggle/`.
+        own: gets every top folder of `root` that belongs to no source, and `annotations/`: the lists,
+            ffhq_filenames.txt beside them. Only upstream's own lists are taken from GitHub unasked, so made ones are
+            given with --annotations.
         lists: the folder of annotation lists; `root/annotations` by default.
+        packed: also write the authors' packed release, which holds every image of a source once more.
 
     Returns:
-        source -> the folder or archive in `own` to fetch it from. cnndetection's is progan_train alone; progan_val
-        is in `origin`.
+        top folder that belongs to no source -> the folder in `own`.
     """
     root, origin, own = Path(root), Path(origin), Path(own)
     for file in sorted((lists or root / "annotations").glob("*.txt")):
@@ -232,36 +105,45 @@ def stage(root: Path, origin: Path, own: Path, *, lists: Path | None = None) -> 
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             by_source.setdefault(source_of(f"{folder.name}/x")[0], {})[folder.name] = files
     brought: dict[str, Path] = {}
+    drive = origin / "drive"
     for source, folders in by_source.items():
         every = [file for files in folders.values() for file in files]
-        if source == "coco":
-            _stage_coco(root, origin / "coco", folders)
-        elif source == "ffhq":
-            _link(_stage_ffhq(every, origin), own / "annotations" / "ffhq_filenames.txt")
-        elif source == "cnndetection":
-            if "progan_val" in folders:
-                write_zip(origin / _CNNDETECTION / "progan_val.zip", _members(root, folders["progan_val"]))
-                _text(origin / _CNNDETECTION / "README.md", "---\nlicense: cc-by-nc-sa-4.0\n---\n")
-            if "progan_train" in folders:
-                members = _members(root / "progan_train", folders["progan_train"])
-                brought[source] = write_zip(own / "progan_train.zip", members, zip64=True)
-        elif source == "wikiart":  # as Info-ZIP leaves names on Linux: bytes of UTF-8, and no flag to say so
-            members = _members(root, every, raw=True, unix=True, folders=True)
-            write_zip(origin / "drive" / DRIVE_IDS[source], members)
-        elif source == "danbooru":
-            members = _members(root, every, unix=True, folders=True)
-            write_zip(origin / "drive" / DRIVE_IDS[source], members, comment=b"backup")
-        elif source == "photozilla":  # the only one without its own folder in it
-            write_zip(origin / "drive" / DRIVE_IDS[source], _members(root / "photozilla", every), zip64=True)
-        elif source == "imaginet":
-            write_zip(origin / "drive" / DRIVE_IDS[source], _members(root, every, unix=True))
-        elif source == "journeydb":
-            brought[source] = _write_tgz(own / "000.tgz", every)
-        else:
-            for file in every:
-                _link(file, own / file.relative_to(root))
-            brought[source] = own / next(iter(folders))
+        match source:
+            case "imagenet":
+                _stage_imagenet(root / "imagenet", every, origin)
+            case "coco":
+                _stage_coco(root, origin / "coco", folders)
+            case "cnndetection":
+                _stage_cnndetection(root, origin / _CNNDETECTION, folders)
+            case "ffhq":
+                _link(_stage_ffhq(every, origin), own / "annotations" / "ffhq_filenames.txt")
+            case "wikiart":  # as Info-ZIP leaves names on Linux: bytes of UTF-8, and no flag to say so
+                write_zip(drive / DRIVE_IDS[source], _members(root, every, raw=True, unix=True, folders=True))
+                _stage_kaggle(origin / _KAGGLE_WIKIART, _below(root / "wikiart", every))
+            case "danbooru":
+                members = _members(root, every, unix=True, folders=True)
+                write_zip(drive / DRIVE_IDS[source], members, comment=b"backup")
+                _stage_tars(origin, every)
+            case "photozilla":  # the only one without its own folder in it
+                write_zip(drive / DRIVE_IDS[source], _members(root / "photozilla", every), zip64=True)
+            case "journeydb":
+                members = (Member(f"000/{file.name}", file) for file in every)
+                write_tgz(origin / _JOURNEYDB / "data" / "train" / "imgs" / "000.tgz", members)
+            case "imaginet":
+                write_zip(drive / DRIVE_IDS[source], _members(root, every, unix=True))
+            case _:
+                for file in every:
+                    _link(file, own / file.relative_to(root))
+                brought[source] = own / next(iter(folders))
+    public = (folders for source, folders in by_source.items() if source not in brought)
+    every = sorted(file for folders in public for files in folders.values() for file in files)
+    if packed and every:
+        _stage_packed(root, origin / _PACKED, every)
     return brought
+
+
+def _below(base: Path, files: Iterable[Path]) -> dict[str, Path]:
+    return {file.relative_to(base).as_posix(): file for file in files}
 
 
 def _members(
@@ -275,15 +157,20 @@ def _members(
         unix: with Info-ZIP's extra fields.
         folders: with a member for each folder, before its first file.
     """
+    return _made(((file.relative_to(base).as_posix(), file) for file in files), raw=raw, unix=unix, folders=folders)
+
+
+def _made(
+    files: Iterable[tuple[str, Path]], *, raw: bool = False, unix: bool = False, folders: bool = False
+) -> Iterator[Member]:
     seen = set()
-    for number, file in enumerate(files):
-        path = file.relative_to(base)
+    for number, (name, file) in enumerate(files):
         if folders:
-            for parent in reversed(path.parents[:-1]):
+            for parent in reversed(PurePosixPath(name).parents[:-1]):
                 if parent not in seen:
                     seen.add(parent)
-                    yield Member(_named(f"{parent.as_posix()}/", raw), unix=unix)
-        yield Member(_named(path.as_posix(), raw), file, number % 3 == 1, number % 4 == 2, unix)
+                    yield Member(_named(f"{parent}/", raw), unix=unix)
+        yield Member(_named(name, raw), file, number % 3 == 1, number % 4 == 2, unix)
 
 
 def _named(name: str, raw: bool) -> str | bytes:
@@ -298,10 +185,78 @@ def _stage_coco(root: Path, out: Path, folders: dict[str, list[Path]]) -> None:
         write_zip(out / "zips" / f"{folder}.zip", _members(root, files, unix=True, folders=True))
 
 
+def _stage_imagenet(base: Path, files: list[Path], origin: Path) -> None:
+    """Kaggle's single files and archive, and the Hub's Parquet files, whose names of images end with a class."""
+    named: dict[str, Path] = {}
+    rows: dict[str, list[tuple[str, Path, int]]] = {split: [] for split in _SHARDS}
+    for file in files:
+        known = re.match(r"n\d{8}(?=_)", file.name)
+        if known:
+            folder = f"train/{known[0]}"
+        elif file.name.startswith("ILSVRC2012_val_"):
+            folder = "val"
+        else:  # a made image, which keeps its folder
+            folder = file.parent.relative_to(base).as_posix().removeprefix("ILSVRC/Data/CLS-LOC/")
+        named[PurePosixPath("ILSVRC/Data/CLS-LOC", folder, file.name).as_posix()] = file
+        # A validation image's name does not tell its class: made up.
+        wnid = known[0] if known else f"n{_chance(file.name) % 10**8:08d}"
+        row = f"{file.stem}_{wnid}{file.suffix}", file, _chance(wnid) % 1000
+        rows["train" if folder.startswith("train") else "validation"].append(row)
+    rows["train"].sort(key=lambda row: _chance(row[0]))  # there without order
+    _stage_kaggle(origin / _KAGGLE_IMAGENET, named)
+    for split, found in rows.items():
+        shards = min(_SHARDS[split], len(found))
+        for number in range(shards):
+            shard = found[number * len(found) // shards : (number + 1) * len(found) // shards]
+            name = f"{split}-{number:05d}-of-{shards:05d}.parquet"
+            write_parquet(origin / _HF_IMAGENET / name, shard, rows_per_group=_ROWS)
+
+
+def _chance(text: str) -> int:
+    """A large number that follows from the text as if by chance."""
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
+
+
+def _stage_kaggle(out: Path, files: dict[str, Path]) -> None:
+    """Single files, and the archive of all."""
+    for name, file in files.items():
+        _link(file, out / "files" / name)
+    write_zip(out / "archive.zip", _made(files.items()))
+
+
+def _stage_cnndetection(root: Path, out: Path, folders: dict[str, list[Path]]) -> None:
+    """progan_val.zip; progan_train.zip in seven volumes of a 7z archive that does not compress it."""
+    _text(out / "README.md", "---\nlicense: cc-by-nc-sa-4.0\n---\n")
+    if "progan_val" in folders:
+        write_zip(out / "progan_val.zip", _members(root, folders["progan_val"]))
+    if "progan_train" in folders:
+        inner = out / "progan_train.zip"
+        write_zip(inner, _members(root / "progan_train", folders["progan_train"]), zip64=True)
+        write_7z(out / "progan_train.7z", [(inner.name, inner)], volume_bytes=inner.stat().st_size // 6)
+        inner.unlink()
+
+
+def _stage_tars(origin: Path, files: list[Path]) -> None:
+    """A tar archive and its index for each remainder of the ids by 1000."""
+    buckets: dict[int, list[Member]] = {}
+    for file in files:
+        if re.fullmatch("[0-9]+", file.stem):  # what has no id is not there
+            buckets.setdefault(int(file.stem) % 1000, []).append(Member(file.name, file))
+    for bucket, members in buckets.items():
+        name = f"data-{bucket:04d}"
+        write_indexed_tar(origin / _DANBOORU / f"{name}.tar", origin / _DANBOORU_INDEX / f"{name}.json", members)
+
+
+def _stage_packed(root: Path, out: Path, files: list[Path]) -> None:
+    """Every image under its name in ROOT, stored, in five volumes."""
+    total = sum(file.stat().st_size for file in files)
+    write_7z(out / "imaginet.7z", _below(root, files).items(), volume_bytes=total // 4 or 1, encoded_header=True)
+
+
 def _stage_ffhq(files: list[Path], origin: Path) -> Path:
     """Single files under Drive ids, upstream's list of them (returned), zips by FFHQ's index, the index itself."""
     # FFHQ's own order has nothing to do with upstream's names.
-    shuffled = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    shuffled = sorted(files, key=lambda file: _chance(file.name))
     rows, index, halves = [], {}, ([], [])  # type: ignore[var-annotated]
     for number, file in enumerate(shuffled):
         data = file.read_bytes()
@@ -343,22 +298,6 @@ def _ffhq_entry(number: int, file_id: str, data: bytes, pixels: str, size: tuple
         "thumbnail": file("thumbnails128x128", drive_id(f"thumbnail {number}"), b"", absent),
         "in_the_wild": file("in-the-wild-images", drive_id(f"wild {number}"), b"", absent),
     }
-
-
-def _write_tgz(file: Path, files: Iterable[Path]) -> Path:
-    """JourneyDB's first shard: members 000/<name>, streamed through gzip."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        file.open("wb") as out,
-        gzip.GzipFile("", "wb", compresslevel=1, fileobj=out, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w|") as archive,
-    ):
-        for path in files:
-            info = tarfile.TarInfo(f"000/{path.name}")
-            info.size, info.mtime = path.stat().st_size, _UNIX_TIME
-            with path.open("rb") as stream:
-                archive.addfile(info, stream)
-    return file
 
 
 def _link(file: Path, target: Path) -> None:

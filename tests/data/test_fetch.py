@@ -24,6 +24,7 @@ from imaginet_hub.demo.mirror import Fault, Mirror, Request, always
 from imaginet_hub.demo.staging import DRIVE_IDS, FFHQ_INDEX_ID, Member, drive_id, stage, write_zip
 from imaginet_hub.errors import DataNotFoundError, UsageError
 from tests.conftest import image_bytes
+from tests.support.published import ACCOUNTS, GATES
 
 FAST = Limits(timeout_s=10.0, retries=2, backoff_s=0.01, max_backoff_s=0.05)
 REMBRANDT = "wikiart/Baroque/rembrandt_woman-standing-with-raised-hands.jpg"
@@ -71,11 +72,10 @@ def of(key: str, *splits: str) -> list[str]:
 
 @dataclass(frozen=True)
 class World:
-    """The images, what is published of them, and what people have."""
+    """The images, and what is published of them."""
 
     truth: Path
     origin: Path
-    own: dict[str, Path]
     lists: Path
 
     def check(self, root: Path, paths: list[str]) -> None:
@@ -90,7 +90,7 @@ class World:
             assert (entry.bytes, entry.mtime_ns) == (status.st_size, status.st_mtime_ns)
 
     def fetch(self, root: Path, mirror: Mirror | None = None, **options: object) -> Summary:
-        nowhere = dict.fromkeys(("coco", "github", "drive", "hf"), "http://127.0.0.1:9")
+        nowhere = dict.fromkeys(("coco", "github", "drive", "hf", "kaggle"), "http://127.0.0.1:9")
         options = {"annotations": self.lists, "endpoints": mirror.endpoints if mirror else nowhere, **options}
         return fetch(root, limits=FAST, **options)  # type: ignore[arg-type]
 
@@ -109,14 +109,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             file.write_bytes(data)
             rows.append(f"./{path},0,0,4,8\n")
         (truth / "annotations" / f"{split}_annotations.txt").write_text("".join(rows))
-    own = stage(truth, base / "origin", base / "own")
-    return World(truth, base / "origin", own, base / "own" / "annotations")
+    stage(truth, base / "origin", base / "own")
+    return World(truth, base / "origin", base / "own" / "annotations")
 
 
 @pytest.fixture
 def mirror(world: World) -> Iterator[Mirror]:
-    with Mirror(world.origin, virus_scan_over=20_000) as mirror:
+    with Mirror(world.origin, virus_scan_over=20_000, **GATES) as mirror:
         yield mirror
+
+
+@pytest.fixture
+def accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ACCOUNTS.items():
+        monkeypatch.setenv(name, value)
 
 
 def copy_of(world: World, paths: list[str], folder: Path, strip: int = 0) -> Path:
@@ -130,11 +136,12 @@ def copy_of(world: World, paths: list[str], folder: Path, strip: int = 0) -> Pat
 # --- everything -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("accounts")
 def test_everything(world: World, mirror: Mirror, tmp_path: Path) -> None:
     """Nine sources by their first routes, and nothing twice."""
     said: list[str] = []
     root = tmp_path / "root"
-    summary = world.fetch(root, mirror, own=world.own, show=said.append)
+    summary = world.fetch(root, mirror, show=said.append)
     assert summary.complete
     assert not summary.known_corrupt
     world.check(root, EVERY)
@@ -142,17 +149,17 @@ def test_everything(world: World, mirror: Mirror, tmp_path: Path) -> None:
     entries = read_ledger(root)
     routes = {(entry.source, path.split("/")[0]): entry.route for path, entry in entries.items()}
     assert {key[0]: route for key, route in routes.items() if key[1] != "progan_train"} == {
-        "imagenet": "own",
+        "imagenet": "kaggle",
         "coco": "s3",
         "cnndetection": "hf-zip",
         "ffhq": "drive",
         "wikiart": "drive",
         "danbooru": "drive",
         "photozilla": "drive",
-        "journeydb": "own",
+        "journeydb": "hf-tgz",
         "imaginet": "drive",
     }
-    assert routes["cnndetection", "progan_train"] == "own"
+    assert routes["cnndetection", "progan_train"] == "hf-7z"
     for path, entry in entries.items():
         assert entry.license == source_of(path)[1]
         assert entry.split == ("train" if path in PATHS["train"] else "test")
@@ -161,33 +168,36 @@ def test_everything(world: World, mirror: Mirror, tmp_path: Path) -> None:
     assert summary.bytes_moved == mirror.sent
     assert any(f"{len(EVERY)} images are listed" in text for text in said)
     before = mirror.sent
-    again = world.fetch(root, mirror, own=world.own)
+    again = world.fetch(root, mirror)
     assert again.complete
     assert (again.fetched, again.found, again.bytes_moved) == (Counter(), 0, 0)
     assert mirror.sent == before
     assert json.loads(json.dumps(again.to_json()))["verified_before"] == len(EVERY)
 
 
-def test_without_their_own_files_three_sources_wait_and_the_others_go_on(
-    world: World, mirror: Mirror, tmp_path: Path
+def test_without_accounts_two_sources_wait_and_the_others_go_on(
+    world: World, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summary = world.fetch(tmp_path / "root", mirror)
-    waiting = [*of("imagenet"), *of("journeydb"), *(p for p in EVERY if p.startswith("progan_train"))]
+    waiting = [*of("imagenet"), *of("journeydb")]
     assert set(summary.missing) == set(waiting)
-    assert {error.reason for error in summary.missing.values()} == {"not_yet"}
-    assert all("--from" in str(error) for error in summary.missing.values())
+    assert {error.reason for error in summary.missing.values()} == {"access"}
+    assert all("imaginet sources" in str(error) and "--from" in str(error) for error in summary.missing.values())
     world.check(tmp_path / "root", [path for path in EVERY if path not in waiting])
     listed = (tmp_path / "root" / FOLDER / "missing.txt").read_text().splitlines()
     assert {line.split("\t")[0] for line in listed} == set(waiting)
     assert f"missing: {len(waiting)}" in summary.text()
     # Once nothing is missing, nothing is listed.
-    assert world.fetch(tmp_path / "root", mirror, own=world.own).complete
+    for name, value in ACCOUNTS.items():
+        monkeypatch.setenv(name, value)
+    assert world.fetch(tmp_path / "root", mirror).complete
     assert not (tmp_path / "root" / FOLDER / "missing.txt").exists()
 
 
+@pytest.mark.usefixtures("accounts")
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_split(world: World, mirror: Mirror, tmp_path: Path, split: str) -> None:
-    assert world.fetch(tmp_path, mirror, split=split, own=world.own).complete
+    assert world.fetch(tmp_path, mirror, split=split).complete
     world.check(tmp_path, PATHS[split])
 
 
@@ -204,9 +214,10 @@ def test_only_and_limit(world: World, mirror: Mirror, tmp_path: Path) -> None:
 
 # --- routes ---------------------------------------------------------------------------------------------------------
 
-REMOTE = [(s.key, route) for s in SOURCES for route in s.routes if route.reader]
+REMOTE = [(s.key, route) for s in SOURCES for route in s.routes]
 
 
+@pytest.mark.usefixtures("accounts")
 @pytest.mark.parametrize(("key", "route"), REMOTE, ids=[f"{key}-{route.name}" for key, route in REMOTE])
 def test_each_route_by_force(world: World, mirror: Mirror, tmp_path: Path, key: str, route) -> None:  # type: ignore[no-untyped-def]
     summary = world.fetch(tmp_path, mirror, only=(key,), routes={key: route.name})
@@ -217,7 +228,7 @@ def test_each_route_by_force(world: World, mirror: Mirror, tmp_path: Path, key: 
     asked = [request for request in mirror.requests if request.host != "github"]
     if key == "coco":
         assert all(("zips" in request.path) == (route.name == "zips") for request in asked)
-    if key == "ffhq":
+    if key == "ffhq" and route.name != "packed":
         ids = {request.query["id"] for request in asked if request.host == "drive"}
         files = {drive_id(Path(path).name) for path in of("ffhq")}
         assert ids == (files if route.name == "drive" else {FFHQ_INDEX_ID})
@@ -315,13 +326,17 @@ def test_progan_train_never_passes_for_progan_val(world: World, mirror: Mirror, 
     """Its archive holds members of the same names, without the folder that would tell."""
     train, val = (f"progan_{half}/cat/0_real/00091.png" for half in ("train", "val"))
     assert (world.truth / train).read_bytes() != (world.truth / val).read_bytes()
-    own = {"cnndetection": world.own["cnndetection"]}
+    names = [path for path in of("cnndetection") if path.startswith("progan_train")]
+    folder = copy_of(world, names, tmp_path / "have", strip=1)
+    own = {"cnndetection": pack(folder, tmp_path / "progan_train.zip")}
     world.fetch(tmp_path / "a", only=("cnndetection",), own=own)
     world.check(tmp_path / "a", [path for path in of("cnndetection") if path.startswith("progan_train")])
-    nameless = shutil.copy(world.own["cnndetection"], tmp_path / "download.zip")
+    nameless = shutil.copy(own["cnndetection"], tmp_path / "download.zip")
     summary = world.fetch(tmp_path / "b", mirror, only=("cnndetection",), own={"cnndetection": nameless})
-    world.check(tmp_path / "b", [path for path in of("cnndetection") if path.startswith("progan_val")])
-    assert len(summary.missing) == 2
+    assert summary.complete
+    world.check(tmp_path / "b", of("cnndetection"))
+    routes = {path: entry.route for path, entry in read_ledger(tmp_path / "b").items()}
+    assert {route for path, route in routes.items() if path.startswith("progan_train")} == {"hf-7z"}
 
 
 def test_imagenet_with_the_hubs_names(world: World, tmp_path: Path) -> None:
@@ -588,7 +603,9 @@ def test_a_dry_run_writes_nothing(
         copy_of(world, of("coco")[:2], root)
     before = tree(tmp_path)
     command = ["fetch", str(root), "--annotations", str(world.lists), "--dry-run", "--limit", "3", *flags]
-    assert main([*command, "--from", f"journeydb={world.own['journeydb']}"]) == 0
+    assert (
+        main([*command, "--from", f"journeydb={world.origin / 'hf/JourneyDB/JourneyDB/data/train/imgs/000.tgz'}"]) == 0
+    )
     assert tree(tmp_path) == before
     assert mirror.requests == []
     out = capsys.readouterr().out
@@ -599,11 +616,12 @@ def test_a_dry_run_writes_nothing(
             of("coco")[2:5] if there else of("coco")[:3]
         )
         assert value["to_verify"] == 2 * there
-        assert {item["source"] for item in value["blocked"]} == {"imagenet", "cnndetection"}
+        assert {(item["source"], item["reason"]) for item in value["blocked"]} == {("imagenet", "access")}
     else:
         assert f"{len(EVERY)} images are listed" in out
         assert "s3, zips" in out
-        assert "not yet" in out
+        assert "not possible here: an account is needed (hf or kaggle)" in out
+        assert "hf-7z: by range if it is stored; if not, all of it: about 75.0 GB to move" in out
 
 
 def test_the_command(
@@ -622,7 +640,9 @@ def test_the_command(
     value = json.loads(capsys.readouterr().out)
     assert value["complete"] is False
     assert {item["path"] for item in value["missing"]} == set(of("imagenet"))
-    assert main([*base, *(f"--from={key}={path}" for key, path in world.own.items())]) == 0
+    for name, account in ACCOUNTS.items():
+        monkeypatch.setenv(name, account)
+    assert main(base) == 0
     world.check(tmp_path / "root", EVERY)
     assert main(["verify", root, "--annotations", str(world.lists)]) == 0
 

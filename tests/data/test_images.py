@@ -179,7 +179,7 @@ def test_a_reduced_decode_judges_as_a_full_one() -> None:
                 for _ in range(rng.randint(1, 20)):
                     data[rng.randrange(len(data))] = rng.randrange(256)
             verdict = []
-            for read in (lambda d: examine(d, "x"), lambda d: examine(d, "x", lambda image: None)):
+            for read in (lambda d: examine(d, "x"), lambda d: examine(d, "x", pixel_md5=True)):
                 try:
                     facts = read(bytes(data))
                     verdict.append((facts.width, facts.height))

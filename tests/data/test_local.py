@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import errno
+import gzip
 import io
 import logging
+import lzma
 import os
 import random
 import struct
 import tarfile
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 
 from imaginet_hub.data.matching import Finder
+from imaginet_hub.data.readers import local
 from imaginet_hub.data.readers.local import (
     archives_in,
     find_in_folder,
@@ -156,7 +162,9 @@ def test_files_that_nobody_wants_are_only_glanced_at(tmp_path: Path, monkeypatch
     (tmp_path / "000000000139.jpg").touch()
     offered, every = [], finder("coco", COCO)
     offer = every.offer
-    monkeypatch.setattr(every, "offer", lambda name, handle: offered.append(name) or offer(name, handle))
+    monkeypatch.setattr(
+        every, "offer", lambda name, handle, **more: offered.append(name) or offer(name, handle, **more)
+    )
     assert find_in_folder(tmp_path, every) == {COCO[0]: tmp_path / "000000000139.jpg"}
     assert offered == [f"{tmp_path}/000000000139.jpg"]
 
@@ -298,14 +306,132 @@ def test_names_of_tar_members_in_other_encodings(tmp_path: Path) -> None:
         assert dict(read_tar(file, "wikiart", finder("wikiart", wanted))) == {wanted[0]: b"1"}
 
 
-def test_links_and_devices_are_not_read(tmp_path: Path) -> None:
+SPECIAL = {
+    tarfile.SYMTYPE: "a symbolic link to '/etc/passwd'",
+    tarfile.LNKTYPE: "a hard link to '/etc/passwd'",
+    tarfile.CHRTYPE: "a character device",
+    tarfile.BLKTYPE: "a block device",
+    tarfile.FIFOTYPE: "a named pipe",
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_links_and_devices_are_not_read_and_named(tmp_path: Path, kind: bytes) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)):
-            info = tarfile.TarInfo(f"{number}/{COCO[0]}")
-            info.type, info.linkname = kind, "/etc/passwd"
-            archive.addfile(info)
-    assert dict(read_tar(tmp_path / "a.tar", "coco", finder("coco", COCO))) == {}
+        info = tarfile.TarInfo(f"x/{COCO[0]}")
+        info.type, info.linkname = kind, "/etc/passwd"
+        archive.addfile(info)
+        good = tarfile.TarInfo(COCO[1])
+        good.size = 4
+        archive.addfile(good, io.BytesIO(b"good"))
+    found = dict(read_tar(tmp_path / "a.tar", "coco", finder("coco", COCO)))
+    assert found.pop(COCO[1]) == b"good"
+    assert found.keys() == {COCO[0]} and SPECIAL[kind] in str(found[COCO[0]])
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_a_member_through_a_link_is_a_member_like_others(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        info = tarfile.TarInfo("val2017")
+        info.type, info.linkname = tarfile.SYMTYPE, "/tmp"
+        archive.addfile(info)
+        info = tarfile.TarInfo(COCO[0])
+        info.size = 4
+        archive.addfile(info, io.BytesIO(b"here"))
+    assert dict(read_tar(tmp_path / "a.tar", "coco", finder("coco", COCO))) == {COCO[0]: b"here"}
+
+
+def test_names_that_lead_out_of_a_tar(tmp_path: Path) -> None:
+    file = tar(tmp_path / "a.tar", [(f"../../{COCO[0]}", b"1"), (f"/{COCO[1]}", b"2"), (COCO[2], b"3")])
+    found = dict(read_tar(file, "coco", finder("coco", COCO)))
+    assert found.pop(COCO[2]) == b"3"
+    assert f"leads out of the archive: '../../{COCO[0]}'" in str(found[COCO[0]])
+    assert f"leads out of the archive: '/{COCO[1]}'" in str(found[COCO[1]])
+
+
+def claiming(kind: bytes, size: int) -> bytes:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE]
+)
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_headers_that_claim_ten_gigabytes_are_not_read(tmp_path: Path, kind: bytes, mode: str) -> None:
+    """What lies before them is delivered; nothing can be found behind them."""
+    plain = tar(tmp_path / "plain.tar", [(COCO[0], b"1")]).read_bytes()[: 512 * 2]
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        end = archive.offset
+    data = plain + claiming(kind, 10 << 30) + bytes(20 << 20) + bytes(1024 + end)
+    file = tmp_path / "a.tar"
+    file.write_bytes(data if mode == "w" else gzip.compress(data, 1))
+    tracemalloc.start()
+    results = {}
+    with pytest.raises(FetchError, match=r"more than 1,048,576 bytes of headers"):
+        for path, result in read_tar(file, "coco", finder("coco", COCO)):
+            results[path] = result  # noqa: PERF403
+    assert results == {COCO[0]: b"1"}
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("module", [gzip, bz2, lzma])
+def test_a_compressed_tar_that_expands_without_end(
+    tmp_path: Path, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One member of a terabyte: given up after a little (here 32 MB), with what came before."""
+    monkeypatch.setattr(local, "_BOMB_BYTES", 32 << 20)
+    plain = tar(tmp_path / "plain.tar", [(COCO[0], b"1")]).read_bytes()[: 512 * 2]
+    info = tarfile.TarInfo("zeros.bin")
+    info.size = 1 << 40
+    packed = module.compress(plain + info.tobuf(tarfile.GNU_FORMAT) + bytes(200 << 20))
+    assert len(packed) < 300_000
+    (tmp_path / "a.tar").write_bytes(packed)
+    results = {}
+    tracemalloc.start()
+    with pytest.raises(FetchError, match="compressed bytes that expand to more than"):
+        for path, result in read_tar(tmp_path / "a.tar", "coco", finder("coco", COCO)):
+            results[path] = result  # noqa: PERF403
+    assert results == {COCO[0]: b"1"}
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_xz_with_a_huge_dictionary(tmp_path: Path) -> None:
+    data = tar(tmp_path / "plain.tar", MEMBERS).read_bytes()
+    for size, fine in ((64 << 20, True), (1 << 30, False)):
+        chain = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": size}]
+        (tmp_path / "a.tar.xz").write_bytes(lzma.compress(data, filters=chain))
+        with contextlib.nullcontext() if fine else pytest.raises(FetchError, match="Memory usage limit"):
+            assert len(dict(read_tar(tmp_path / "a.tar.xz", "coco", finder("coco", COCO)))) == 3
+
+
+@pytest.mark.parametrize("module", [gzip, bz2, lzma])
+def test_compressed_tars_in_several_streams(tmp_path: Path, module: Any) -> None:
+    """As pigz and pbzip2 write them; zeros and other bytes may follow."""
+    data = tar(tmp_path / "plain.tar", MEMBERS).read_bytes()
+    for cut, rest in ((700, b""), (5000, bytes(70_000)), (9000, b"garbage")):
+        (tmp_path / "a.tar").write_bytes(module.compress(data[:cut]) + module.compress(data[cut:]) + rest)
+        found = dict(read_tar(tmp_path / "a.tar", "coco", finder("coco", COCO)))
+        assert found == {path: path.encode() * 100 for path in COCO}
+
+
+def test_sparse_files_and_headers_inside_headers(tmp_path: Path) -> None:
+    info = tarfile.TarInfo(COCO[0])
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"00000001000\0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    file = tmp_path / "a.tar"
+    file.write_bytes(bytes(header) + bytes(512 * 3))
+    (error,) = dict(read_tar(file, "coco", finder("coco", COCO))).values()
+    assert "a sparse file" in str(error)
+    file.write_bytes((claiming(tarfile.GNUTYPE_LONGNAME, 5) + b"name".ljust(512, b"\0")) * 5000)
+    with pytest.raises(FetchError):
+        dict(read_tar(file, "coco", finder("coco", COCO)))
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])

@@ -223,9 +223,67 @@ def test_synthetic_images_need_their_folder() -> None:
 def test_strange_names_match_nothing_and_lead_nowhere() -> None:
     wanted = ["val2017/000000000139.jpg"]
     names = ["", "/", ".", "..", "\\", b"", b"\xff", "../../val2017/000000000139.jpg", "a" * 70_000, "\0", "\ud800"]
-    assert match("coco", wanted, names) == {
-        wanted[0]: "../../val2017/000000000139.jpg"
-    }  # found is found; not a target
+    assert match("coco", wanted, names) == {}
+
+
+OUT = [
+    "../val2017/000000000139.jpg",
+    "a/../../val2017/000000000139.jpg",
+    "/val2017/000000000139.jpg",
+    "\\val2017\\000000000139.jpg",
+    "..\\val2017\\000000000139.jpg",
+    "C:\\val2017\\000000000139.jpg",
+    "c:val2017/000000000139.jpg",
+    "\\\\server\\share\\val2017\\000000000139.jpg",
+    b"x\xff/../val2017/000000000139.jpg",
+    "v" * 5000 + "/val2017/000000000139.jpg",
+    ("v" * 5000 + "/val2017/000000000139.jpg").encode(),
+]
+
+
+@pytest.mark.parametrize("name", OUT)
+def test_names_that_lead_out_are_refused_and_remembered(name: str | bytes) -> None:
+    wanted = ["val2017/000000000139.jpg", "val2017/000000000285.jpg"]
+    finder: Finder[int] = Finder(source("coco"), wanted)
+    raw = name if isinstance(name, bytes) else name.encode()
+    assert finder.may_want(raw)
+    assert finder.offer(name, 1) == [] and finder.found() == {}
+    ((path, (why, handle)),) = finder.refusals().items()
+    assert (path, handle, finder.refused_count) == (wanted[0], 1, 1) and finder.refused[0][1] == why
+    assert ("leads out of the archive" in why) != (f"{len(name):,} characters" in why)
+    assert len(why) < 200
+    finder.offer(wanted[0], 2)  # an honest one wins, before or after
+    assert finder.found() == {wanted[0]: 2} and finder.refusals() == {}
+    finder.offer(name, 3)
+    assert finder.found() == {wanted[0]: 2} and finder.refusals() == {} and finder.refused_count == 2
+
+
+def test_names_that_only_look_as_if_they_led_out() -> None:
+    wanted = ["val2017/000000000139.jpg"]
+    for name in (
+        "./val2017/000000000139.jpg",
+        "x..y/.../000000000139.jpg",
+        "a\\val2017\\000000000139.jpg",
+        "ab:/" + wanted[0],
+    ):
+        assert match("coco", wanted, [name]) == {wanted[0]: name}
+    finder: Finder[str] = Finder(source("coco"), wanted)
+    finder.offer(f"/home/me/{wanted[0]}", "mine", trusted=True)  # the user's own folder
+    assert finder.found() == {wanted[0]: "mine"}
+
+
+def test_thousands_of_refused_names_are_counted_and_a_few_kept() -> None:
+    finder: Finder[int] = Finder(source("coco"), ["val2017/000000000139.jpg"])
+    for number in range(10_000):
+        finder.offer(f"../{number}/000000000139.jpg", number)
+        finder.offer(f"../{number}.jpg", number)  # which nobody wants
+    assert finder.refused_count == 10_000 and len(finder.refused) <= 48
+
+
+def test_names_that_differ_in_case_are_two() -> None:
+    wanted = ["danbooru2021/7.jpg"]
+    assert match("danbooru", wanted, ["7.JPG", "7.jpg", "7.Jpg"]) == {wanted[0]: "7.jpg"}
+    assert match("danbooru", wanted, ["7.JPG"]) == {}
 
 
 def test_endless_names_take_no_time() -> None:

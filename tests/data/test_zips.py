@@ -23,7 +23,8 @@ from imaginet_hub.data.readers import zips
 from imaginet_hub.data.readers.files import LocalFile, RemoteFile
 from imaginet_hub.data.readers.hosts import Endpoints, PlainFile, remote_for
 from imaginet_hub.data.readers.http import Http
-from imaginet_hub.data.readers.zips import Member, ZipFile, plan_runs
+from imaginet_hub.data.readers.runs import plan_runs
+from imaginet_hub.data.readers.zips import Member, ZipFile
 from imaginet_hub.demo.mirror import Mirror
 from imaginet_hub.demo.staging import DRIVE_IDS, write_zip
 from imaginet_hub.demo.staging import Member as Made

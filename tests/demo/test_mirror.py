@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import http.client
+import io
 import json
 import os
 import re
 import socket
 import threading
 import time
+import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
@@ -19,6 +23,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
+import httpx2
 import pytest
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
@@ -28,6 +33,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from imaginet_hub.demo.crc32c import crc32c
 from imaginet_hub.demo.mirror import Fault, Mirror, Request, always, busy, chain, first, once
 
 SMALL, LARGE = "1SmallFileOnDrive0123456789abcdefg", "1LargeFileOnDrive0123456789-_abcde"
@@ -37,6 +43,10 @@ LIST = b"./val2017/000000000139.jpg,0,0,4,8\n" * 20
 ANNOTATIONS = "/delyan-boychev/imaginet/d87b53a/annotations/test_annotations.txt"
 ZIP, GATED_ZIP = "/datasets/some/zips/resolve/main/a b.zip", "/datasets/some/gated/resolve/main/data/x.tgz"
 TOKEN = "hf_onlythisone"
+API = "/api/v1"
+COMPETITION, DATASET = f"{API}/competitions/data/download", f"{API}/datasets/download/an-owner/a-set"
+IMAGE = "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG"
+ME = {"Authorization": "Basic " + base64.b64encode(b"me:a:key").decode()}
 Answer = tuple[int, dict[str, str], bytes]
 
 
@@ -52,6 +62,11 @@ def origin(tmp_path: Path) -> Path:
         "hf/some/zips/README.md": b"# zips\n",
         "hf/some/gated/data/x.tgz": PHOTO,
         "hf/some/gated/README.md": b"# gated\n",
+        f"kaggle/competitions/imagenet/files/{IMAGE}": PHOTO,
+        "kaggle/competitions/imagenet/archive.zip": BIG,
+        "kaggle/datasets/an-owner/a-set/files/Art Nouveau/j\u00e3 (1)+%20.jpg": PHOTO,
+        "kaggle/datasets/an-owner/a-set/files/really.zip": BIG,
+        "kaggle/datasets/an-owner/a-set/archive.zip": BIG,
     }
     for name, data in files.items():
         file = tmp_path / "origin" / name
@@ -63,7 +78,8 @@ def origin(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mirror(origin: Path) -> Iterator[Mirror]:
-    with Mirror(origin, gated={"some/gated": TOKEN}) as running:
+    accounts = {"me": "a:key"}
+    with Mirror(origin, gated={"some/gated": TOKEN}, kaggle=accounts, kaggle_tokens=["KGAT_x"]) as running:
         yield running
 
 
@@ -107,11 +123,12 @@ def body_of(got: bytes) -> bytes:
 
 
 def test_every_host_is_an_origin_of_its_own(mirror: Mirror) -> None:
-    assert set(mirror.endpoints) == {"coco", "github", "drive", "hf"}
-    assert len({*mirror.endpoints.values(), mirror.cdn}) == 5
+    assert set(mirror.endpoints) == {"coco", "github", "drive", "hf", "kaggle"}
+    assert len({*mirror.endpoints.values(), mirror.cdn, mirror.gcs}) == 7
+    others = ("coco", "github", "drive", "kaggle")
     assert mirror.environ() == {
         "HF_ENDPOINT": mirror.endpoints["hf"],
-        "IMAGINET_ENDPOINTS": ",".join(f"{host}={mirror.endpoints[host]}" for host in ("coco", "github", "drive")),
+        "IMAGINET_ENDPOINTS": ",".join(f"{host}={mirror.endpoints[host]}" for host in others),
     }
 
 
@@ -244,13 +261,20 @@ def test_files_beyond_four_gigabytes(origin: Path, mirror: Mirror) -> None:
         "/api/datasets/../..",
         "/api/datasets/%2e%2e/%2e%2e/tree/main",
         "/repos/../../secret.txt?Expires=99999999999&Signature=0",
+        "/api/v1/competitions/data/download/imagenet/../../../../../secret.txt",
+        "/api/v1/competitions/data/download/../../secret.txt",
+        "/api/v1/competitions/data/download-all/..",
+        "/api/v1/datasets/download/../..",
+        "/api/v1/datasets/download/an-owner/a-set/%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/secret.txt",
+        "/api/v1/datasets/download/an-owner/a-set/link.txt",
+        "/kaggle-data-sets/../../secret.txt?X-Goog-Date=20240101T000000Z&X-Goog-Expires=99999999999",
         "/\udcff".encode("utf-8", "surrogateescape").decode("latin-1"),
     ],
 )
 def test_hostile_paths_stay_inside(origin: Path, mirror: Mirror, path: str) -> None:
-    for host in ("coco", "github", "drive", "hf"):
-        (origin / host / "link.txt").symlink_to(origin.parent / "secret.txt")
-    for url in (*mirror.endpoints.values(), mirror.cdn):
+    for place in ("coco", "github", "drive", "hf", "kaggle/datasets/an-owner/a-set/files"):
+        (origin / place / "link.txt").symlink_to(origin.parent / "secret.txt")
+    for url in (*mirror.endpoints.values(), mirror.cdn, mirror.gcs):
         got, error = raw(url, path)
         assert error is None and b" 40" in got.split(b"\r\n")[0] and b"the secret" not in got
 
@@ -483,6 +507,228 @@ def test_the_hubs_api(mirror: Mirror) -> None:
     assert api.dataset_info("some/zips", revision=info.sha).sha == info.sha
     assert api.whoami(token=TOKEN)["name"] == "demo"
     assert ask(f"{mirror.endpoints['hf']}/api/whoami-v2", Authorization="Bearer hf_other")[0] == 401
+
+
+def test_the_listing_of_a_gated_dataset_is_open_and_true(mirror: Mirror, origin: Path) -> None:
+    info = HfApi(endpoint=mirror.endpoints["hf"], token=False).dataset_info("some/gated", files_metadata=True)
+    large, small = sorted(info.siblings or [], key=lambda file: -(file.size or 0))
+    assert large.lfs and large.lfs.sha256 == hashlib.sha256(PHOTO).hexdigest() and large.lfs.size == len(PHOTO)
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{large.lfs.sha256}\nsize {len(PHOTO)}\n"
+    assert large.blob_id == hashlib.sha1(f"blob {len(pointer)}\0{pointer}".encode()).hexdigest()
+    assert small.lfs is None and small.blob_id == hashlib.sha1(b"blob 8\0# gated\n").hexdigest()
+
+
+@pytest.mark.parametrize("name", ["x.7z.001", "x.7z", "x.tgz", "x.tar", "x.parquet", "x.json", "x.zip"])
+def test_large_files_are_redirected(mirror: Mirror, origin: Path, name: str) -> None:
+    (origin / "hf/some/zips" / name).write_bytes(PHOTO)
+    url = f"{mirror.endpoints['hf']}/datasets/some/zips/resolve/main/{name}"
+    assert ask(url)[0] == (200 if name == "x.json" else 302)  # JSON by its size
+    mirror.large_over = 1000
+    assert ask(url)[0] == 302 and ask(ask(url)[1]["location"])[2] == PHOTO
+
+
+def test_what_is_too_large_is_not_hashed(mirror: Mirror, origin: Path) -> None:
+    names = ("hf/some/zips/x.7z.001", "kaggle/competitions/imagenet/archive.zip")
+    for name in names:
+        with (origin / name).open("wb") as stream:  # sparse: to hash it would take minutes
+            stream.seek(20 << 30)
+            stream.write(b"the end")
+    started = time.monotonic()
+    info = HfApi(endpoint=mirror.endpoints["hf"], token=False).dataset_info("some/zips", files_metadata=True)
+    (lfs,) = [file.lfs for file in info.siblings or [] if file.rfilename == "x.7z.001"]
+    _, linked, _ = ask(f"{mirror.endpoints['hf']}/datasets/some/zips/resolve/main/x.7z.001")
+    status, headers, body = ask(linked["location"], Range="bytes=-7")
+    assert (status, body) == (206, b"the end") and lfs and lfs.size == (20 << 30) + 7
+    assert headers["etag"] == linked["x-linked-etag"] == f'"{lfs.sha256}"' and len(lfs.sha256) == 64
+    signed = ask(f"{mirror.endpoints['kaggle']}{COMPETITION}-all/imagenet", **ME)[1]["location"]
+    status, headers, body = ask(signed, Range="bytes=-7")
+    assert (status, body) == (206, b"the end") and "x-goog-hash" not in headers and len(headers["etag"]) == 34
+    assert time.monotonic() - started < 3
+
+
+# --- Kaggle ---------------------------------------------------------------------------------------------------------
+
+
+def kaggle_says(answer: Answer) -> tuple[int, str]:
+    status, headers, body = answer
+    said = json.loads(body)
+    assert headers["content-type"] == "application/json" and said["code"] == status
+    return status, said["message"]
+
+
+def hashes_of(url: str) -> list[str]:
+    """Every line of X-Goog-Hash."""
+    with urllib.request.urlopen(url) as response:
+        response.read()
+        return list(response.headers.get_all("x-goog-hash"))
+
+
+def test_kaggle_redirects_to_a_signed_address(mirror: Mirror) -> None:
+    base = mirror.endpoints["kaggle"]
+    for path, data in (
+        (f"{COMPETITION}/imagenet/{IMAGE}", PHOTO),
+        (f"{COMPETITION}-all/imagenet", BIG),
+        (f"{DATASET}/Art%20Nouveau/j%C3%A3%20%281%29%2B%2520.jpg", PHOTO),
+        (DATASET, BIG),
+    ):
+        status, headers, body = ask(base + path, **ME)
+        signed = headers["location"]
+        assert (status, body) == (302, b"") and signed.startswith(f"{mirror.gcs}/kaggle-")
+        assert "X-Goog-Signature=" in signed and "a%3Akey" not in signed
+        status, headers, body = ask(signed)
+        assert (status, body, headers["etag"]) == (200, data, f'"{hashlib.md5(data).hexdigest()}"')
+        assert ask(signed, Range="bytes=100-199")[::2] == (206, data[100:200])
+        assert hashes_of(signed) == [
+            "crc32c=" + base64.b64encode(crc32c(data).to_bytes(4, "big")).decode(),
+            "md5=" + base64.b64encode(hashlib.md5(data).digest()).decode(),
+        ]
+        assert ask(signed, **ME)[0] == 400  # credentials have no business there
+
+
+def test_a_client_that_follows_redirects(mirror: Mirror) -> None:
+    with httpx2.Client(base_url=mirror.endpoints["kaggle"], follow_redirects=True) as client:
+        got = client.get(f"{COMPETITION}/imagenet/{IMAGE}", auth=("me", "a:key"))
+        assert got.content == PHOTO and len(got.history) == 1
+        got = client.get(f"{COMPETITION}/imagenet/{IMAGE}", headers={"authorization": "Bearer KGAT_x"})
+        assert got.content == PHOTO and got.headers["x-goog-hash"].count(",") == 1  # two lines, joined
+    assert [r.host for r in mirror.requests] == ["kaggle", "gcs"] * 2
+    assert not [r for r in mirror.requests if r.host == "gcs" and "authorization" in r.headers]
+
+
+WRONG = [
+    "Bearer KGAT_y",
+    "Bearer ",
+    "Basic ",
+    "Basic !!!",
+    "Basic " + base64.b64encode(b"me:another").decode(),
+    "Basic " + base64.b64encode(b"you:a:key").decode(),
+    "Basic " + base64.b64encode(b"nobody").decode(),
+    "Basic " + base64.b64encode(b"\xff:\xff").decode(),
+    "Digest " + base64.b64encode(b"me:a:key").decode(),
+]
+
+
+def test_kaggle_wants_the_right_credentials(mirror: Mirror, origin: Path) -> None:
+    image, archive = f"{COMPETITION}/imagenet/{IMAGE}", f"{COMPETITION}-all/imagenet"
+    base = mirror.endpoints["kaggle"]
+    for path in (image, archive, f"{COMPETITION}/absent/a.jpg"):
+        assert kaggle_says(ask(base + path)) == (401, "Unauthenticated")
+    for path in (image, archive, DATASET, f"{DATASET}/really.zip"):
+        for wrong in WRONG:
+            assert kaggle_says(ask(base + path, Authorization=wrong)) == (401, "Unauthenticated"), wrong
+        for right in (ME["Authorization"], "Bearer KGAT_x", "bearer KGAT_x"):
+            assert ask(base + path, Authorization=right)[0] == 302
+    assert ask(base + DATASET)[0] == 302  # a public dataset needs no account
+    with Mirror(origin) as without_accounts:
+        base = without_accounts.endpoints["kaggle"]
+        assert [ask(base + path)[0] for path in (image, DATASET)] == [401, 302]
+        assert [ask(base + path, **ME)[0] for path in (image, DATASET)] == [401, 401]
+
+
+def test_rules_have_to_be_accepted(mirror: Mirror) -> None:
+    base, image = mirror.endpoints["kaggle"], f"{COMPETITION}/imagenet/{IMAGE}"
+    mirror.kaggle_rules = False
+    rules = "You must accept this competition's rules before you'll be able to download files."
+    assert kaggle_says(ask(base + image, **ME)) == (403, rules)
+    assert kaggle_says(ask(f"{base}{COMPETITION}-all/imagenet", **ME)) == (403, rules)
+    assert ask(base + image)[0] == 401 and ask(base + DATASET, **ME)[0] == 302
+    mirror.kaggle_rules = True
+    assert ask(base + image, **ME)[0] == 302
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{COMPETITION}/imagenet/{IMAGE}x",
+        f"{COMPETITION}/imagenet/",
+        f"{COMPETITION}/imagenet",
+        f"{COMPETITION}-all/imagenet/{IMAGE}",
+        f"{COMPETITION}-all/absent",
+        f"{COMPETITION}/imagenet/ILSVRC",
+        f"{DATASET}/absent.jpg",
+        f"{API}/datasets/download/an-owner/another",
+        f"{API}/datasets/download/an-owner",
+        f"{API}/datasets/list",
+        "/",
+    ],
+)
+def test_what_kaggle_does_not_have(mirror: Mirror, path: str) -> None:
+    status, message = kaggle_says(ask(mirror.endpoints["kaggle"] + path, **ME))
+    assert status == 404 and message
+
+
+def test_googles_addresses_expire(mirror: Mirror) -> None:
+    url = mirror.endpoints["kaggle"] + DATASET
+    old = ask(url)[1]["location"]
+    mirror.expire_urls()
+    new = ask(url)[1]["location"]
+    mirror.url_lifetime_s = 1
+    brief = ask(url)[1]["location"]
+    time.sleep(1.01)
+    for address in (old, brief):
+        status, _, body = ask(address)
+        assert status == 400 and b"<Code>ExpiredToken</Code>" in body
+    assert ask(new)[0] == 200
+    signature = re.findall("X-Goog-Signature=([0-9a-f]{64})", new)[0]
+    for forged in (
+        new.replace(signature, "0" * 64),
+        new.replace("X-Goog-Expires=3600", "X-Goog-Expires=9999999"),
+        new.replace("archive.zip", "files/really.zip"),
+    ):
+        status, _, body = ask(forged)
+        assert status == 403 and b"SignatureDoesNotMatch" in body
+    for nonsense in (new.split("?")[0], new.replace("X-Goog-Date=", "X-Goog-Date=x")):
+        assert ask(nonsense)[0] == 400
+
+
+def test_kaggle_zips_some_single_files(mirror: Mirror) -> None:
+    mirror.kaggle_zips = r"_val_.*\.JPEG$|really"
+    base = mirror.endpoints["kaggle"]
+    signed = ask(f"{base}{COMPETITION}/imagenet/{IMAGE}", **ME)[1]["location"]
+    assert urlsplit(signed).path.endswith(f"/{IMAGE}.zip")
+    status, headers, body = ask(signed)
+    assert (status, headers["content-type"]) == (200, "application/zip")
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        (info,) = archive.infolist()
+        assert info.filename == "ILSVRC2012_val_00000001.JPEG" and archive.read(info) == PHOTO
+    assert headers["etag"] == f'"{hashlib.md5(body).hexdigest()}"'
+    assert f"md5={base64.b64encode(hashlib.md5(body).digest()).decode()}" in hashes_of(signed)
+    assert ask(signed, Range="bytes=7-")[::2] == (206, body[7:])
+    # An archive is not zipped again, nor is a file that the expression leaves out; one that is a zip itself is.
+    assert ask(ask(base + DATASET)[1]["location"])[2] == BIG
+    other = ask(f"{base}{DATASET}/Art%20Nouveau/j%C3%A3%20%281%29%2B%2520.jpg")[1]["location"]
+    assert ask(other)[2] == PHOTO and ask(other)[1]["content-type"] == "application/octet-stream"
+    with zipfile.ZipFile(io.BytesIO(ask(ask(f"{base}{DATASET}/really.zip")[1]["location"])[2])) as archive:
+        assert archive.read("really.zip") == BIG
+
+
+def test_faults_of_kaggle_and_google(mirror: Mirror) -> None:
+    url = mirror.endpoints["kaggle"] + DATASET
+    mirror.fault = once("", busy(429, 3), host="kaggle")
+    assert ask(url)[1]["retry-after"] == "3"
+    signed = ask(url)[1]["location"]
+    mirror.fault = always("", Fault(wrong_bytes=True, headers={"X-Goog-Hash": "crc32c=AAAAAA==,md5=x"}), host="gcs")
+    assert hashes_of(signed) == ["crc32c=AAAAAA==,md5=x"] and ask(signed)[2] != BIG
+    mirror.fault = always("", Fault(headers={"x-goog-hash": None}), host="gcs")
+    assert "x-goog-hash" not in ask(signed)[1]
+
+
+def test_crc32c() -> None:
+    """RFC 3720's own examples, and the definition, bit by bit."""
+
+    def slowly(data: bytes) -> int:
+        register = 0xFFFFFFFF
+        for byte in data:
+            register ^= byte
+            for _ in range(8):
+                register = register >> 1 ^ 0x82F63B78 * (register & 1)
+        return register ^ 0xFFFFFFFF
+
+    assert crc32c(b"123456789") == 0xE3069283
+    assert crc32c(bytes(32)) == 0x8A9136AA and crc32c(b"\xff" * 32) == 0x62A8AB43
+    assert crc32c(bytes(range(32))) == 0x46DD794E
+    for size in (0, 1, 3, 4, 5, 1023, 1024, 1025, 2048, 2049, 30_000):
+        assert crc32c(BIG[:size]) == slowly(BIG[:size])
 
 
 # --- faults, on a bare socket ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What staging packs, as zipfile, tarfile, unzip, numpy and a range-reading client see it."""
+"""What staging packs, as zipfile, tarfile, py7zr, pyarrow, unzip, numpy and a range-reading client see it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from imaginet_hub.demo import staging
+from imaginet_hub.data.sources import SOURCES
 from imaginet_hub.demo.mirror import Mirror
-from imaginet_hub.demo.staging import DRIVE_IDS, FFHQ_INDEX_ID, REPOSITORY, Member, drive_id, stage, write_zip
+from imaginet_hub.demo.staging import DRIVE_IDS, FFHQ_INDEX_ID, REPOSITORY, drive_id, stage
 from tests.conftest import image_bytes
 
 UUID = "{:08x}-81cc-4eef-a89f-0cb9f211fa6f"
 SPANISH = "wikiart/Impressionism/joaqu\u00e3\u00adn-sorolla_inquisitive-child-1916.jpg"
 PATHS = (
     *(f"imagenet/ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_{n:08d}.JPEG" for n in range(3)),
+    *(f"imagenet/ILSVRC/Data/CLS-LOC/train/n0144076{n % 2}/n0144076{n % 2}_{n}.JPEG" for n in range(30)),
+    "imagenet/ILSVRC/Data/CLS-LOC/val/00000012.png",
     *(f"{folder}/{n:012d}.jpg" for folder in ("train2017", "val2017") for n in range(139, 146)),
     *(
         f"progan_{split}/cat/{label}/{n:05d}.png"
@@ -38,7 +41,8 @@ PATHS = (
     SPANISH,
     "wikiart/Baroque/rembrandt_it's-a-title-(1).jpg",
     *(f"wikiart/Baroque/painter_{n}.jpg" for n in range(4)),
-    *(f"danbooru2021/{n}.jpg" for n in range(7339, 7345)),
+    *(f"danbooru2021/{n}.jpg" for n in (*range(7339, 7345), 1007339, 12)),
+    "danbooru2021/nameless.jpg",
     *(f"photozilla/dataset/nature/{n}.jpg" for n in range(4)),
     "photozilla/other_dataset/portrait/0.jpg",
     *(f"journeydb/{UUID.format(n)}.jpg" for n in range(20, 24)),
@@ -74,7 +78,7 @@ def staged(root: Path) -> tuple[Path, dict[str, Path]]:
 
 def contents(archive: Path | io.IOBase) -> dict[str, bytes]:
     """Every file in a zip archive, with the CRC checked."""
-    with zipfile.ZipFile(archive) as opened:  # type: ignore[arg-type]
+    with zipfile.ZipFile(archive) as opened:
         return {info.filename: opened.read(info) for info in opened.infolist() if not info.is_dir()}
 
 
@@ -93,21 +97,61 @@ def test_the_mirror_has_the_addresses_of_the_sources() -> None:
     }
 
 
-def test_every_image_is_packed_once(root: Path, staged: tuple[Path, dict[str, Path]]) -> None:
+def unpacked(first: Path) -> dict[str, bytes]:
+    """Every file in a 7z archive in volumes, by py7zr."""
+    py7zr = pytest.importorskip("py7zr")
+    volumes = sorted(first.parent.glob(f"{first.name.removesuffix('.001')}.0*"))
+    factory = py7zr.io.BytesIOFactory(1 << 30)
+    with py7zr.SevenZipFile(io.BytesIO(b"".join(file.read_bytes() for file in volumes))) as archive:
+        archive.extractall(factory=factory)
+    return {name: data.read() for name, data in factory.products.items()}
+
+
+def untarred(archive: Path) -> dict[str, bytes]:
+    with tarfile.open(archive) as opened:
+        return {member.name: opened.extractfile(member).read() for member in opened}  # type: ignore[union-attr]
+
+
+def test_every_image_is_published(root: Path, staged: tuple[Path, dict[str, Path]]) -> None:
+    """By the first route of each source; only what is no source's has to be brought."""
     origin, own = staged
-    assert set(own) == {"imagenet", "cnndetection", "journeydb", "mine"}
+    kaggle = origin / "kaggle/competitions/imagenet-object-localization-challenge"
     packed = [
+        *contents(kaggle / "archive.zip").values(),
         *contents(origin / "coco/zips/train2017.zip").values(),
         *contents(origin / "coco/zips/val2017.zip").values(),
         *(file.read_bytes() for file in (origin / "drive").iterdir() if file.read_bytes().startswith(b"\x89PNG")),
         *(data for key in DRIVE_IDS.values() for data in contents(origin / "drive" / key).values()),
         *contents(origin / "hf/sywang/CNNDetection/progan_val.zip").values(),
-        *contents(own["cnndetection"]).values(),
-        *(file.read_bytes() for key in ("imagenet", "mine") for file in own[key].rglob("*") if file.is_file()),
+        *contents(io.BytesIO(progan_train(origin))).values(),
+        *untarred(origin / "hf/JourneyDB/JourneyDB/data/train/imgs/000.tgz").values(),
+        *(file.read_bytes() for file in own["mine"].rglob("*") if file.is_file()),
     ]
-    with tarfile.open(own["journeydb"]) as archive:
-        packed += [archive.extractfile(member).read() for member in archive]  # type: ignore[union-attr]
+    assert set(own) == {"mine"} and sorted(path.name for path in own["mine"].parent.iterdir()) == [
+        "annotations",
+        "mine",
+    ]
     assert sorted(packed) == sorted((root / path).read_bytes() for path in PATHS)
+
+
+def progan_train(origin: Path) -> bytes:
+    found = unpacked(origin / "hf/sywang/CNNDetection/progan_train.7z.001")
+    assert list(found) == ["progan_train.zip"]
+    return found["progan_train.zip"]
+
+
+def test_every_address_of_the_sources_is_there(staged: tuple[Path, dict[str, Path]]) -> None:
+    origin = staged[0]
+    for route in (route for source in SOURCES for route in source.routes):
+        for address in (route.address, *(a for archive in route.archives for a in (archive.address, archive.index))):
+            host, _, where = (address or "").partition(":")
+            if host == "kaggle":
+                parts = where.split("/")
+                slug = 2 if parts[0] == "competitions" else 3
+                base = origin / host / Path(*parts[:slug])
+                assert (base / "archive.zip").is_file() and (base / "files" / Path(*parts[slug:])).is_dir()
+            elif host:
+                assert (origin / host / where.lstrip("/")).exists(), address
 
 
 def test_the_same_root_gives_the_same_bytes(root: Path, staged: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
@@ -183,25 +227,134 @@ def test_wikiart_does_not_flag_its_names(root: Path, staged: tuple[Path, dict[st
 
 
 def test_the_other_zips(root: Path, staged: tuple[Path, dict[str, Path]]) -> None:
-    origin, own = staged
+    origin, _ = staged
     drive = origin / "drive"
     assert contents(drive / DRIVE_IDS["danbooru"]) == of_root(root, "danbooru2021/")
     assert contents(drive / DRIVE_IDS["photozilla"]) == of_root(root, "photozilla/", strip="photozilla/")
     synthetic = contents(drive / DRIVE_IDS["imaginet"])
     assert synthetic == of_root(root, "dalle3") | of_root(root, "sd_faces_fake/") | of_root(root, "wikiart_stylegan/")
     assert contents(origin / "hf/sywang/CNNDetection/progan_val.zip") == of_root(root, "progan_val/")
-    assert contents(own["cnndetection"]) == of_root(root, "progan_train/", strip="progan_train/")
 
 
 def test_what_people_bring(root: Path, staged: tuple[Path, dict[str, Path]]) -> None:
-    _, own = staged
-    kaggle = own["imagenet"] / "ILSVRC" / "Data" / "CLS-LOC" / "val"
-    assert sorted(file.name for file in kaggle.iterdir()) == [f"ILSVRC2012_val_{n:08d}.JPEG" for n in range(3)]
-    with tarfile.open(own["journeydb"], "r|gz") as archive:  # a stream: no seeking
+    assert (staged[1]["mine"] / "other" / "picture.png").samefile(root / "mine/other/picture.png")
+
+
+def test_imagenet_on_kaggle(root: Path, staged: tuple[Path, dict[str, Path]]) -> None:
+    base = staged[0] / "kaggle/competitions/imagenet-object-localization-challenge"
+    expected = of_root(root, "imagenet/", strip="imagenet/")
+    assert contents(base / "archive.zip") == expected
+    single = {path.relative_to(base / "files").as_posix(): path for path in (base / "files").rglob("*.*")}
+    assert {name: path.read_bytes() for name, path in single.items()} == expected
+    name = "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG"
+    assert single[name].samefile(root / "imagenet" / name)
+
+
+def test_imagenet_elsewhere_in_root_is_where_kaggle_has_it(tmp_path: Path) -> None:
+    for name in (
+        "val/ILSVRC2012_val_00000001.JPEG",
+        "ILSVRC2012_val_00000002.JPEG",
+        "n01440764/n01440764_3.JPEG",
+        "4.png",
+    ):
+        (tmp_path / "root/imagenet" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root/imagenet" / name).write_bytes(image_bytes(len(name)))
+    stage(tmp_path / "root", tmp_path / "origin", tmp_path / "own")
+    base = tmp_path / "origin/kaggle/competitions/imagenet-object-localization-challenge"
+    assert sorted(contents(base / "archive.zip")) == [
+        "ILSVRC/Data/CLS-LOC/4.png",
+        "ILSVRC/Data/CLS-LOC/train/n01440764/n01440764_3.JPEG",
+        "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG",
+        "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000002.JPEG",
+    ]
+
+
+def test_imagenet_on_the_hub(root: Path, staged: tuple[Path, dict[str, Path]]) -> None:
+    files = sorted((staged[0] / "hf/ILSVRC/imagenet-1k/data").iterdir())
+    assert [file.name for file in files] == [
+        *(f"train-{n:05d}-of-00003.parquet" for n in range(3)),
+        *(f"validation-{n:05d}-of-00002.parquet" for n in range(2)),
+    ]
+    found: dict[str, bytes] = {}
+    labels: dict[str, set[int]] = {}
+    for file in files:
+        opened = pq.ParquetFile(file)
+        groups = [opened.metadata.row_group(n).num_rows for n in range(opened.num_row_groups)]
+        assert max(groups) <= 8 and (len(groups) > 1) is file.name.startswith("train")
+        for row in opened.read().to_pylist():
+            basename, wnid, suffix = re.fullmatch(r"(.+)_(n\d{8})(\.\w+)", row["image"]["path"]).groups()  # type: ignore[union-attr]
+            assert file.name.startswith("train") is basename.startswith("n0")
+            assert not basename.startswith("n0") or basename.startswith(wnid)
+            found[basename + suffix] = row["image"]["bytes"]
+            labels.setdefault(wnid, set()).add(row["label"])
+    assert found == {path.rpartition("/")[2]: data for path, data in of_root(root, "imagenet/").items()}
+    assert all(len(each) == 1 and 0 <= min(each) < 1000 for each in labels.values())
+
+
+def test_progan_train_is_a_zip_in_volumes(root: Path, staged: tuple[Path, dict[str, Path]]) -> None:
+    folder = staged[0] / "hf/sywang/CNNDetection"
+    assert [file.name for file in sorted(folder.iterdir())] == [
+        "README.md",
+        *(f"progan_train.7z.{n:03d}" for n in range(1, 8)),
+        "progan_val.zip",
+    ]
+    inner = progan_train(staged[0])
+    assert contents(io.BytesIO(inner)) == of_root(root, "progan_train/", strip="progan_train/")
+    assert inner[-42:-38] == b"PK\6\7"  # ZIP64's locator before the end record
+    whole = b"".join(file.read_bytes() for file in sorted(folder.glob("progan_train.7z.*")))
+    assert whole[32 : 32 + len(inner)] == inner and len(whole) - 32 - len(inner) < 100
+
+
+def test_the_packed_release(root: Path, staged: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    folder = staged[0] / "hf/delyanboychev/imaginet"
+    assert [file.name for file in sorted(folder.iterdir())] == [f"imaginet.7z.{n:03d}" for n in range(1, 6)]
+    expected = of_root(root, "")
+    del expected["mine/other/picture.png"]
+    assert unpacked(folder / "imaginet.7z.001") == expected
+    assert stage(root, tmp_path / "origin", tmp_path / "own", packed=False).keys() == {"mine"}
+    assert not (tmp_path / "origin/hf/delyanboychev").exists()
+
+
+@pytest.mark.skipif(shutil.which("7z") is None, reason="needs 7z")
+@pytest.mark.parametrize("name", ["sywang/CNNDetection/progan_train.7z.001", "delyanboychev/imaginet/imaginet.7z.001"])
+def test_7z_agrees(staged: tuple[Path, dict[str, Path]], name: str) -> None:
+    done = subprocess.run(["7z", "t", str(staged[0] / "hf" / name)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Everything is Ok" in done.stdout, done.stdout + done.stderr
+
+
+def test_journeydb(root: Path, staged: tuple[Path, dict[str, Path]]) -> None:
+    with tarfile.open(staged[0] / "hf/JourneyDB/JourneyDB/data/train/imgs/000.tgz", "r|gz") as archive:  # no seeking
         found = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
-    assert own["journeydb"].name == "000.tgz"
     assert found == {f"000/{name}": data for name, data in of_root(root, "journeydb/", strip="journeydb/").items()}
-    assert (own["mine"] / "other" / "picture.png").is_file()
+
+
+def test_danbooru_in_indexed_tars(root: Path, staged: tuple[Path, dict[str, Path]]) -> None:
+    tars, indices = (
+        staged[0] / "hf" / name / "original" for name in ("nyanko7/danbooru2023", "deepghs/danbooru2023_index")
+    )
+    names = [f"data-0{n:03d}" for n in (12, *range(339, 345))]
+    assert [file.name for file in sorted(tars.iterdir())] == [f"{name}.tar" for name in names]
+    assert [file.name for file in sorted(indices.iterdir())] == [f"{name}.json" for name in names]
+    found: dict[str, bytes] = {}
+    for name in names:
+        data, index = (tars / f"{name}.tar").read_bytes(), json.loads((indices / f"{name}.json").read_text())
+        assert (index["filesize"], index["hash_lfs"]) == (len(data), hashlib.sha256(data).hexdigest())
+        sliced = {key: data[e["offset"] : e["offset"] + e["size"]] for key, e in index["files"].items()}
+        assert sliced == untarred(tars / f"{name}.tar")
+        assert all(hashlib.sha256(sliced[key]).hexdigest() == e["sha256"] for key, e in index["files"].items())
+        assert all(int(key.removesuffix(".jpg")) % 1000 == int(name[-3:]) for key in sliced)
+        found |= sliced
+    everything = of_root(root, "danbooru2021/", strip="danbooru2021/")
+    assert everything.pop("nameless.jpg") and found == everything
+
+
+def test_wikiart_on_kaggle(root: Path, staged: tuple[Path, dict[str, Path]]) -> None:
+    base = staged[0] / "kaggle/datasets/steubk/wikiart"
+    expected = of_root(root, "wikiart/", strip="wikiart/")
+    assert contents(base / "archive.zip") == expected
+    assert {
+        p.relative_to(base / "files").as_posix(): p.read_bytes() for p in (base / "files").rglob("*.jpg")
+    } == expected
 
 
 def test_members_come_in_every_make(staged: tuple[Path, dict[str, Path]]) -> None:
@@ -221,7 +374,7 @@ def test_members_come_in_every_make(staged: tuple[Path, dict[str, Path]]) -> Non
 @pytest.mark.skipif(shutil.which("unzip") is None, reason="needs unzip")
 def test_unzip_agrees(staged: tuple[Path, dict[str, Path]]) -> None:
     archives = [staged[0] / "drive" / key for key in DRIVE_IDS.values()]
-    for file in (*archives, *staged[0].rglob("*.zip"), staged[1]["cnndetection"]):
+    for file in (*archives, *staged[0].rglob("*.zip")):
         done = subprocess.run(["unzip", "-tq", str(file)], capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "No errors" in done.stdout and not done.stderr, (file, done)
 
@@ -267,98 +420,3 @@ def test_zips_are_readable_by_range_through_the_mirror(root: Path, staged: tuple
         path = f"{mirror.endpoints['github']}/{REPOSITORY}/download_scripts/ffhq_filenames.txt"
         with urllib.request.urlopen(path) as response:
             assert response.read().count(b"\n") == 9
-
-
-# --- write_zip ------------------------------------------------------------------------------------------------------
-
-DATA = bytes(range(256)) * 40
-MAKES = [
-    (deflate, descriptor, unix) for deflate in (False, True) for descriptor in (False, True) for unix in (False, True)
-]
-
-
-@pytest.mark.parametrize("zip64", [False, True])
-def test_write_zip(tmp_path: Path, zip64: bool) -> None:
-    (tmp_path / "data").write_bytes(DATA)
-    members = [Member(f"{n}.bin", tmp_path / "data" if n % 3 else DATA, *make) for n, make in enumerate(MAKES)]
-    more = [Member("\u00e9.bin", b"named"), Member("folder/"), Member("empty", b"", True), ("pair", b"of two")]
-    file = write_zip(tmp_path / "a" / "b.zip", [*members, *more], zip64=zip64, comment=b"say hello!")
-    assert list(file.parent.iterdir()) == [file]
-    expected = {f"{n}.bin": DATA for n in range(8)} | {"\u00e9.bin": b"named", "empty": b"", "pair": b"of two"}
-    assert contents(file) == expected
-    with zipfile.ZipFile(file) as archive:
-        assert archive.comment == b"say hello!" and archive.getinfo("folder/").is_dir()
-        assert archive.getinfo("pair").date_time == (2024, 1, 1, 12, 0, 0)
-        assert {info.extract_version for info in archive.infolist()} == {45 if zip64 else 20}
-        assert archive.getinfo("\u00e9.bin").flag_bits & 0x800 and not archive.getinfo("pair").flag_bits
-    end = file.read_bytes()[-22 - 10 :]
-    count, size, start = struct.unpack("<10xH2I", end[:20])
-    assert (count, size, start) == ((0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF) if zip64 else (count, size, start))
-    assert zip64 or (count == 12 and start < file.stat().st_size)
-
-
-def test_local_headers_and_descriptors_are_whole(tmp_path: Path) -> None:
-    """Read front to back by the specification, as a streaming unzipper does; zipfile reads back to front."""
-    for zip64 in (False, True):
-        members = [Member(f"{n}", DATA, *make) for n, make in enumerate(MAKES)]
-        data = write_zip(tmp_path / "x.zip", members, zip64=zip64).read_bytes()
-        with zipfile.ZipFile(tmp_path / "x.zip") as archive:
-            infos = archive.infolist()
-        at = 0
-        for info, (_, descriptor, unix) in zip(infos, MAKES, strict=True):
-            fields = struct.unpack_from("<4s5H3I2H", data, at)
-            assert fields[0] == b"PK\3\4" and at == info.header_offset
-            crc, packed, unpacked, name, extra = fields[6:]
-            kinds, where = {}, at + 30 + name
-            while where < at + 30 + name + extra:
-                kind, length = struct.unpack_from("<2H", data, where)
-                kinds[kind] = data[where + 4 : where + 4 + length]
-                where += 4 + length
-            assert where == at + 30 + name + extra and list(kinds) == [1] * zip64 + [0x5455, 0x7875] * unix
-            if zip64:
-                assert (packed, unpacked) == (0xFFFFFFFF, 0xFFFFFFFF)
-                unpacked, packed = struct.unpack("<2Q", kinds[1])
-            at = where + info.compress_size
-            if descriptor:
-                assert (crc, packed, unpacked) == (0, 0, 0)
-                signature, crc, packed, unpacked = struct.unpack_from("<4sI2Q" if zip64 else "<4s3I", data, at)
-                assert signature == b"PK\7\x08"
-                at += 24 if zip64 else 16
-            assert (crc, packed, unpacked) == (info.CRC, info.compress_size, len(DATA))
-        assert data[at : at + 4] == b"PK\1\2"
-
-
-def test_damaged_members_and_prefixes(tmp_path: Path) -> None:
-    file = write_zip(tmp_path / "x.zip", [("good", DATA), Member("bad", DATA, crc=1)], prefix=b"#!/bin/sh\n" * 10)
-    with zipfile.ZipFile(file) as archive:
-        assert archive.read("good") == DATA and archive.testzip() == "bad"
-
-
-def test_more_members_than_sixteen_bits_count(tmp_path: Path) -> None:
-    file = write_zip(tmp_path / "x.zip", ((f"{n}", b"") for n in range(65_536)))
-    with zipfile.ZipFile(file) as archive:
-        assert len(archive.infolist()) == 65_536
-
-
-def test_offsets_beyond_four_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the sparse file that an out-of-the-way prefix makes, not with four gigabytes."""
-    file = write_zip(tmp_path / "x.zip", [("one", DATA), ("two", DATA)])
-    moved = tmp_path / "moved.zip"
-    real = staging._write_member
-
-    def far(out: io.BufferedWriter, member: Member, zip64: bool, prefix: int) -> bytes:
-        if member.name == "two":
-            out.seek(5 << 30)
-        return real(out, member, zip64, prefix)
-
-    monkeypatch.setattr(staging, "_write_member", far)
-    write_zip(moved, [("one", DATA), ("two", DATA)])
-    assert contents(moved) == contents(file) and moved.stat().st_size > 5 << 30
-    with zipfile.ZipFile(moved) as archive:
-        assert archive.getinfo("two").header_offset == 5 << 30 and archive.getinfo("two").extract_version == 45
-
-
-def test_nothing_is_left_of_an_interrupted_zip(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        write_zip(tmp_path / "x.zip", [("one", DATA), ("two", tmp_path / "absent")])
-    assert not list(tmp_path.iterdir())

@@ -17,6 +17,12 @@ from tests.conftest import image_bytes
 
 #: Pauses that nobody notices.
 FAST = Limits(timeout_s=5.0, backoff_s=0.005, max_backoff_s=0.02)
+#: What those who have accepted all terms have, and the hosts ask for.
+ACCOUNTS = {"HF_TOKEN": "hf_reader", "KAGGLE_USERNAME": "reader", "KAGGLE_KEY": "0123456789abcdef"}
+GATES: dict[str, Any] = {
+    "gated": dict.fromkeys(("ILSVRC/imagenet-1k", "JourneyDB/JourneyDB", "delyanboychev/imaginet"), "hf_reader"),
+    "kaggle": {"reader": "0123456789abcdef"},
+}
 SOURCES = ("coco", "cnndetection", "ffhq", "wikiart", "danbooru", "photozilla", "imaginet")
 _UUID = "{:08x}-81cc-4eef-a89f-0cb9f211fa6f"
 _FORMATS = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Protocol
 from imaginet_hub.data.readers.http import Http, Remote
 from imaginet_hub.errors import FetchError
 
-__all__ = ["File", "LocalFile", "RemoteFile", "Span", "Volumes", "read_range"]
+__all__ = ["File", "Inflated", "LocalFile", "RemoteFile", "Span", "Volumes", "read_range"]
 
 
 class File(Protocol):
@@ -144,3 +145,45 @@ class Span:
 
     def error(self, reason: str, expected: str, got: str, remedy: str) -> FetchError:
         return self._file.error(reason, expected, got, remedy)
+
+
+class Inflated:
+    """What a deflated part of a file unpacks to. To read on from a place, all before it is unpacked again.
+
+    Args:
+        packed: the raw deflate stream.
+        size: its bytes, unpacked.
+    """
+
+    def __init__(self, packed: File, size: int) -> None:
+        self._packed = packed
+        self._size = size
+
+    @property
+    def remedy(self) -> str:
+        return self._packed.remedy
+
+    def size(self) -> int:
+        return self._size
+
+    def stream(self, start: int, end: int) -> Iterator[bytes]:
+        inflate, position = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        for packed in self._packed.stream(0, self._packed.size()):
+            rest = packed
+            while rest and position < end:
+                try:
+                    piece = inflate.decompress(rest, 1024**2)
+                except zlib.error as error:
+                    raise self.error("corrupt", "deflated data", str(error), self.remedy) from error
+                rest = inflate.unconsumed_tail
+                wanted = piece[max(0, start - position) : max(0, end - position)]
+                position += len(piece)
+                if wanted:
+                    yield wanted
+            if position >= end or inflate.eof:
+                break
+        if position < end:
+            raise self.error("corrupt", f"{end:,} bytes unpacked", f"{position:,}", self.remedy)
+
+    def error(self, reason: str, expected: str, got: str, remedy: str) -> FetchError:
+        return self._packed.error(reason, expected, got, remedy)

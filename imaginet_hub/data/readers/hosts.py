@@ -2,35 +2,55 @@
 
 `IMAGINET_ENDPOINTS="coco=http://host:1,github=http://...,drive=http://..."` moves a host without touching code: the
 base takes the place of everything before `/val2017/<id>.jpg` and `/zips/...` (coco), `/<owner>/<repo>/<commit>/...`
-(github), `/uc` and `/download` (drive). Hugging Face moves with `HF_ENDPOINT`, as everywhere.
+(github), `/uc` and `/download` (drive), `/api/v1/...` (kaggle). Hugging Face moves with `HF_ENDPOINT` and Kaggle with
+`KAGGLE_API_ENDPOINT`, as everywhere.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import html.parser
+import io
+import json
 import os
 import re
 import threading
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
 
-from imaginet_hub.data.access import hub_token
-from imaginet_hub.data.readers.http import Remote, Response, TryAgain, origin_of, shown, split
+from imaginet_hub.data.access import hub_token, kaggle_authorization
+from imaginet_hub.data.readers.http import Http, Remote, Response, TryAgain, origin_of, redacted, shown, split
+from imaginet_hub.data.readers.runs import MAX_MEMBER_BYTES
 from imaginet_hub.errors import FetchError, UsageError
 
-__all__ = ["DriveFile", "Endpoints", "HubFile", "PlainFile", "remote_for"]
+__all__ = [
+    "DriveFile",
+    "Endpoints",
+    "HubEntry",
+    "HubFile",
+    "KaggleFile",
+    "PlainFile",
+    "hub_files",
+    "remote_for",
+]
 
 ENDPOINTS_VARIABLE = "IMAGINET_ENDPOINTS"
-_HUB_VARIABLE = "HF_ENDPOINT"
+#: The hosts that have a variable of their own.
+_OWN_VARIABLES = {"hf": "HF_ENDPOINT", "kaggle": "KAGGLE_API_ENDPOINT"}
 _DEFAULTS = {
     # The S3 address of the bucket: the host name images.cocodataset.org has no certificate of its own.
     "coco": "https://s3.amazonaws.com/images.cocodataset.org",
     "github": "https://raw.githubusercontent.com",
     "drive": "https://drive.google.com",
     "hf": "https://huggingface.co",
+    "kaggle": "https://www.kaggle.com",
 }
+_MAX_LISTING_BYTES = 64 * 1024**2
 _DRIVE_DOMAINS = (".google.com", ".googleusercontent.com")
 
 
@@ -39,7 +59,7 @@ class Endpoints:
     """The base address of each host.
 
     Attributes:
-        bases: by host: coco, github, drive, hf.
+        bases: by host: coco, github, drive, hf, kaggle.
         moved: the hosts that do not have their usual address.
     """
 
@@ -61,18 +81,19 @@ class Endpoints:
                 raise UsageError(f"{where}: expected one of {', '.join(_DEFAULTS)}, got {got}")
             parts = split(base)
             if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-                name = "" if where == _HUB_VARIABLE else f"{host}="
+                name = "" if where in _OWN_VARIABLES.values() else f"{host}="
                 raise UsageError(f"{where}: expected {name}http(s)://host[:port], got an unusable address")
         moved = {host: base for host, (base, _) in said.items()}
-        bases = {host: base.rstrip("/") for host, base in (_DEFAULTS | moved).items()}
+        bases = {host: base.rstrip("/").removesuffix("/api/v1") for host, base in (_DEFAULTS | moved).items()}
         return cls(bases, frozenset(host for host in bases if bases[host] != _DEFAULTS[host]))
 
 
 def _from_environment() -> dict[str, tuple[str, str]]:
     """Host -> its base, and the variable that says so."""
     moved = {}
-    if os.environ.get(_HUB_VARIABLE):
-        moved["hf"] = os.environ[_HUB_VARIABLE], _HUB_VARIABLE
+    for host, variable in _OWN_VARIABLES.items():
+        if os.environ.get(variable):
+            moved[host] = os.environ[variable], variable
     for item in filter(None, (item.strip() for item in os.environ.get(ENDPOINTS_VARIABLE, "").split(","))):
         host, equals, base = item.partition("=")
         if not equals:
@@ -92,7 +113,38 @@ def remote_for(address: str, source: str, endpoints: Endpoints) -> Remote:
     if host == "hf":
         owner, name, file = where.split("/", 2)
         return HubFile(source, f"{owner}/{name}", file, base)
+    if host == "kaggle":
+        return KaggleFile(source, where, base)
     return PlainFile(source, f"{base}/{quote(where.lstrip('/'))}")
+
+
+def hub_files(http: Http, repo: str, source: str, endpoints: Endpoints) -> dict[str, HubEntry]:
+    """The files of a dataset repository on the Hub, by path.
+
+    Raises:
+        FetchError: the list cannot be had, or is none.
+    """
+    base = endpoints.bases["hf"]
+    remote = HubListing(source, f"{base}/api/datasets/{repo}/revision/main?blobs=true", repo)
+    data, _ = http.read(remote, max_bytes=_MAX_LISTING_BYTES)
+    try:
+        return {
+            str(sibling["rfilename"]): HubEntry(
+                int(sibling["size"]) if sibling.get("size") is not None else None,
+                str(lfs["sha256"]) if (lfs := sibling.get("lfs")) and lfs.get("sha256") else None,
+            )
+            for sibling in json.loads(data)["siblings"]
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise remote.error("format", "the Hub's list of files", f"{error!r}"[:120], remote.other_ways()) from error
+
+
+@dataclass(frozen=True)
+class HubEntry:
+    """A file of a repository: its bytes, and its SHA-256 if it is a large one."""
+
+    size: int | None
+    sha256: str | None
 
 
 class PlainFile(Remote):
@@ -112,10 +164,7 @@ class HubFile(Remote):
         url = huggingface_hub.hf_hub_url(repo, file, repo_type="dataset", revision="main", endpoint=endpoint)
         super().__init__(source, url)
         self._repo = repo
-        self._token = hub_token()
-        if self._token is not None and not re.fullmatch(r"[!-~]+", self._token):
-            remedy = "set HF_TOKEN anew, or log in again with `hf auth login`"
-            raise self.error("access", "a Hugging Face token of printable ASCII characters", "another", remedy)
+        self._token = _hub_token(self)
         self._signed: str | None = None
         self._lock = threading.Lock()
 
@@ -162,6 +211,135 @@ class HubFile(Remote):
             with self._lock:
                 self._signed = response.url
         self.same(f"ETag of {urlsplit(response.url).hostname}", response.headers.get("etag"))
+
+
+def _hub_token(remote: Remote) -> str | None:
+    token = hub_token()
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        remedy = "set HF_TOKEN anew, or log in again with `hf auth login`"
+        raise remote.error("access", "a Hugging Face token of printable ASCII characters", "another", remedy)
+    return token
+
+
+class HubListing(Remote):
+    """The Hub's description of a repository; it is another one each time something was pushed."""
+
+    def __init__(self, source: str, url: str, repo: str) -> None:
+        super().__init__(source, url)
+        self._repo = repo
+        self._token = _hub_token(self)
+
+    def locate(self) -> tuple[str, dict[str, str]]:
+        return self._url, {"authorization": f"Bearer {self._token}"} if self._token else {}
+
+    def refused(self, response: Response) -> FetchError | TryAgain:
+        remedy = f"check that your token may read {self._repo} (`hf auth whoami`); or {self.other_ways()}"
+        if self._token is None:
+            remedy = f"log in with `hf auth login` (or set HF_TOKEN); or {self.other_ways()}"
+        return self.error("access", f"the list of {self._repo}'s files", f"HTTP {response.status}", remedy)
+
+
+class KaggleFile(Remote):
+    """A file of a Kaggle competition or dataset, or all of it in one ZIP archive.
+
+    Kaggle answers with a redirect to a signed address at Google's storage, which honours ranges and expires; for an
+    archive it is remembered and renewed. Credentials go to Kaggle itself and nowhere else.
+
+    Args:
+        source: the key of the source it belongs to.
+        where: `competitions/<slug>[/<file>]` or `datasets/<owner>/<slug>[/<file>]`.
+        base: of Kaggle.
+    """
+
+    def __init__(self, source: str, where: str, base: str) -> None:
+        kind, _, rest = where.partition("/")
+        slug, _, file = rest.partition("/")
+        if kind == "competitions":
+            self._page = f"competitions/{slug}"
+            path = f"download/{slug}/{quote(file)}" if file else f"download-all/{slug}"
+            path = f"competitions/data/{path}"
+        else:
+            name, _, file = file.partition("/")
+            self._page = f"datasets/{slug}/{name}"
+            path = f"datasets/download/{slug}/{name}" + (f"/{quote(file)}" if file else "")
+        super().__init__(source, f"{base}/api/v1/{path}")
+        self._name = file.rpartition("/")[2]
+        self._competition = kind == "competitions"
+        self._authorization = kaggle_authorization()
+        if self._authorization is not None and not re.fullmatch(r"[ -~]+", self._authorization):
+            remedy = "create a new token at https://www.kaggle.com/settings"
+            raise self.error("access", "Kaggle credentials of printable ASCII characters", "others", remedy)
+        self._signed: str | None = None
+        self._lock = threading.Lock()
+
+    def locate(self) -> tuple[str, dict[str, str]]:
+        with self._lock:
+            if self._signed is not None:
+                return self._signed, {}
+        return self._url, {"authorization": self._authorization} if self._authorization else {}
+
+    def refuses_with_400(self, response: Response) -> bool:
+        return origin_of(response.url) != origin_of(self._url)  # Google's storage, of an address that has expired
+
+    def refused(self, response: Response) -> FetchError | TryAgain:
+        if origin_of(response.url) != origin_of(self._url):
+            with self._lock:
+                if self._signed == response.url:  # else another thread has renewed it already
+                    self._signed = None
+            got = f"HTTP {response.status} from {shown(response.url)}"
+            return TryAgain(self.error("access", "a signed address that is honoured", got, self.other_ways()))
+        said = _kaggle_message(response.body)
+        got = f"HTTP {response.status}" + (f" ({said})" if said else "")
+        settings = "https://www.kaggle.com/settings"
+        if self._authorization is None:
+            remedy = f"create a token at {settings}; set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY"
+        elif response.status == 401 or re.search(r"authenti|credential|unauthori[sz]ed", said, re.IGNORECASE):
+            remedy = f"Kaggle does not know these credentials: create new ones at {settings}"
+        elif self._competition:
+            rules = f"https://www.kaggle.com/{self._page}/rules"
+            remedy = f"accept the rules once on {rules} with the account of your token (it may need a phone number)"
+        else:
+            remedy = f"check on https://www.kaggle.com/{self._page} that your account may download it"
+        remedy += f"; or bring the files yourself with --from {self.source}=PATH"
+        return self.error("access", f"access to Kaggle's {self._page}", got, remedy)
+
+    def learn(self, response: Response) -> None:
+        if response.redirects and origin_of(response.url) != origin_of(self._url) and not self._name:
+            with self._lock:
+                self._signed = response.url
+        self.same(f"ETag of {urlsplit(response.url).hostname}", response.headers.get("etag"))
+
+    def checked(self, data: bytes, response: Response) -> bytes:
+        """The bytes of a single file, verified by what Google's storage promises, out of the ZIP that it may be in.
+
+        Raises:
+            FetchError: reason "corrupt".
+        """
+        hashes = re.findall(r"md5=([A-Za-z0-9+/]{22}==)", response.headers.get("x-goog-hash", ""))
+        found = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        if hashes and found not in hashes:
+            raise self.error("corrupt", f"MD5 {hashes[0]} (of X-Goog-Hash)", found, self.other_ways())
+        if not unquote(urlsplit(response.url).path).endswith(f"/{self._name}.zip") or not data.startswith(b"PK"):
+            return data
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                info = archive.getinfo(self._name)
+                if info.file_size > MAX_MEMBER_BYTES:
+                    raise self.error("corrupt", "an image", f"one of {info.file_size:,} bytes", self.other_ways())
+                with archive.open(info) as member:
+                    return member.read(info.file_size + 1)
+        except (zipfile.BadZipFile, KeyError, EOFError, ValueError, RuntimeError, OSError, zlib.error) as error:
+            got = f"{type(error).__name__} ({error})"
+            raise self.error("corrupt", f"a ZIP archive that holds {self._name}", got, self.other_ways()) from error
+
+
+def _kaggle_message(body: bytes) -> str:
+    """What Kaggle says when it refuses, in a line."""
+    try:
+        message = json.loads(body)["message"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return ""
+    return " ".join(redacted(str(message)).split())[:200]
 
 
 class DriveFile(Remote):

@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
@@ -146,12 +146,13 @@ _DISCREET = _Discreet()
 
 @dataclass(frozen=True)
 class Response:
-    """What a `Remote` may look at to judge an answer."""
+    """What a `Remote` may look at to judge an answer; of the body, the beginning where it is a refusal."""
 
     status: int
     url: str
     headers: Mapping[str, str]
     redirects: tuple[tuple[str, Mapping[str, str]], ...]
+    body: bytes = b""
 
 
 class Remote:
@@ -174,6 +175,10 @@ class Remote:
     def locate(self) -> tuple[str, dict[str, str]]:
         """Where to send the request, and with which headers of its own."""
         return self._url, {}
+
+    def refuses_with_400(self, response: Response) -> bool:
+        """Whether this host says 400 where others say 403."""
+        return False
 
     def refused(self, response: Response) -> FetchError | TryAgain:
         """What a 401 or 403 means."""
@@ -223,6 +228,11 @@ class Remote:
         """Raise what `changed` said, if it was ever said: other requests for this version are in vain."""
         if self._changed is not None:
             raise self._changed
+
+    @property
+    def version(self) -> str:
+        """What identifies the version that was seen; empty before."""
+        return " ".join(f"{what}={value}" for what, value in sorted(self._version.items()))
 
     def forget_version(self) -> None:
         """Start over with whatever is there now."""
@@ -421,8 +431,8 @@ class Http:
     def _accept(self, remote: Remote, response: Response, pieces: _Pieces, start: int, end: int | None) -> int | None:
         """Judge status and headers; return how many bytes the body must have, None if the server does not say."""
         status = response.status
-        if status in (401, 403):
-            raise remote.refused(response)
+        if status in (401, 403) or (status == 400 and remote.refuses_with_400(response)):
+            raise remote.refused(replace(response, body=pieces.peek(_SHORT)))
         if status == 407:
             raise remote.error(
                 "access", "the file", "HTTP 407 from the proxy", "check the proxy's user and password in HTTP_PROXY"

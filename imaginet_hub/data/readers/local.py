@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
+import io
 import lzma
 import os
+import struct
 import tarfile
-import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from imaginet_hub.data.images import read_bytes
-from imaginet_hub.data.matching import Finder
+from imaginet_hub.data.matching import Finder, shown, why_refused
 from imaginet_hub.data.readers.files import LocalFile
 from imaginet_hub.data.readers.zips import MAX_MEMBER_BYTES, Member, ZipFile
 from imaginet_hub.data.sources import Source
@@ -23,31 +26,49 @@ __all__ = [
     "find_in_folder",
     "inside_of",
     "kind_of",
+    "parquet_in",
     "read_file",
     "read_tar",
     "read_tars_in_zip",
+    "tars_in",
     "tars_in_zip",
 ]
 
 #: JourneyDB's archives lie in data/train/imgs/.
 _ARCHIVE_DEPTH = 4
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+#: Of a 7z archive in volumes the first stands for all.
+ARCHIVE_SUFFIXES = (".zip", *TAR_SUFFIXES, ".7z", ".7z.001")
 _BROKEN = (
     tarfile.TarError,
-    zipfile.BadZipFile,
     EOFError,
     zlib.error,
     lzma.LZMAError,
     OSError,
     ValueError,
     OverflowError,
-    RuntimeError,  # zipfile: encrypted, or an unknown method
+    RuntimeError,  # headers inside one another
     KeyError,
 )
+#: What headers of one member may hold, long names and attributes included; tarfile reads them whole.
+_HEADER_BYTES = 1024**2
+_GLOBAL_HEADERS = 64
+#: Images hardly compress: an archive that has expanded so much, and so many times, is made to keep its reader busy.
+_BOMB_BYTES, _BOMB_RATIO = 1024**3, 100
+#: `xz -9` needs 65 MB.
+_XZ_BYTES = 256 * 1024**2
+_PIECE = 64 * 1024
+_KINDS = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.CHRTYPE: "a character device",
+    tarfile.BLKTYPE: "a block device",
+    tarfile.FIFOTYPE: "a named pipe",
+}
 
 
 def kind_of(path: Path) -> str:
-    """`folder`, `zip`, `tar`, `7z`, or `other`; by content, not by name."""
+    """`folder`, `zip`, `tar`, `7z`, `parquet`, or `other`; by content, not by name."""
     if path.is_dir():
         return "folder"
     if not path.is_file():
@@ -58,6 +79,8 @@ def kind_of(path: Path) -> str:
         return "zip"
     if head.startswith(b"7z\xbc\xaf\x27\x1c"):
         return "7z"
+    if head.startswith(b"PAR1"):
+        return "parquet"
     if head[257:262] == b"ustar" or head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")):
         return "tar"
     return {".zip": "zip", ".tar": "tar"}.get(path.suffix.lower(), "other")  # other bytes may come first; old tars
@@ -75,13 +98,22 @@ def _without_ending(name: str) -> str:
 
 def archives_in(folder: Path) -> list[Path]:
     """Archives in a folder and, as repositories of the Hub have them, a few folders below; nearest first."""
+    return _files_in(folder, ARCHIVE_SUFFIXES)
+
+
+def parquet_in(folder: Path) -> list[Path]:
+    """Parquet files in a folder and a few folders below."""
+    return _files_in(folder, (".parquet",))
+
+
+def _files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     found: list[tuple[int, Path]] = []
     base = os.path.abspath(folder)  # noqa: PTH100 - a link keeps its own name
     for parent, folders, names in os.walk(base):
         depth = len(Path(parent).relative_to(base).parts)
         if depth >= _ARCHIVE_DEPTH:
             folders.clear()
-        files = (Path(parent, name) for name in names if name.lower().endswith(ARCHIVE_SUFFIXES))
+        files = (Path(parent, name) for name in names if name.lower().endswith(suffixes))
         found += [(depth, file) for file in files if file.is_file()]
     return [file for _, file in sorted(found)]
 
@@ -120,7 +152,7 @@ def find_in_folder(folder: Path, finder: Finder[Path], warn: Callable[[OSError],
             ways += [path for path in (f"{parent}/{name}" for name in folders) if os.path.islink(path)]  # noqa: PTH114
             for name in names:
                 if finder.may_want(os.fsencode(name)):
-                    finder.offer(f"{parent}/{name}", Path(parent, name))
+                    finder.offer(f"{parent}/{name}", Path(parent, name), trusted=True)
     return finder.found()
 
 
@@ -142,14 +174,14 @@ class _Tars:
     """A finder of tar archives."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
+        self.members: dict[str, Member] = {}
 
     def may_want(self, name: bytes) -> bool:
-        return name.isascii() and name.decode("ascii").lower().endswith(ARCHIVE_SUFFIXES[1:])
+        return name.isascii() and name.decode("ascii").lower().endswith(TAR_SUFFIXES)
 
-    def offer(self, name: str | bytes, _: Member) -> list[str]:
-        if isinstance(name, str):
-            self.names.append(name)
+    def offer(self, name: str | bytes, member: Member) -> list[str]:
+        if isinstance(name, str) and why_refused(name) is None:
+            self.members[name] = member
         return []
 
     def found(self) -> dict[str, Member]:
@@ -158,12 +190,21 @@ class _Tars:
 
 def tars_in_zip(path: Path, source: str) -> list[str]:
     """Names of the tar archives inside a ZIP archive; none if it cannot be read."""
-    tars = _Tars()
     try:
-        ZipFile(LocalFile(path, source)).find(tars)
+        return list(_tars_in_zip(path, source))
     except (FetchError, OSError):
         return []
-    return tars.names
+
+
+def _tars_in_zip(path: Path, source: str) -> dict[str, Member]:
+    return tars_in(ZipFile(LocalFile(path, source)))
+
+
+def tars_in(archive: ZipFile) -> dict[str, Member]:
+    """The tar archives inside a ZIP archive, by name."""
+    tars = _Tars()
+    archive.find(tars)
+    return tars.members
 
 
 def _go_on() -> None:
@@ -197,8 +238,14 @@ def read_tar(
     last: dict[str, int] = {}
     broken = None
     try:
-        for number, (name, _, _) in enumerate(_members(path, inner, check)):
-            if finder.offer(name, name):
+        for number, (name, member, _) in enumerate(_members(path, source, inner, check)):
+            why = why_refused(member.name)
+            if why is None and not member.isreg():
+                kind = _KINDS.get(member.type, f"an entry of type {member.type!r}")
+                why = f"{kind} to {shown(member.linkname[:200])}" if member.islnk() or member.issym() else kind
+            if why is not None:
+                finder.refuse(name, why, name)
+            elif finder.offer(name, name, trusted=True):
                 last[name] = number  # of members with one name the last one counts
     except _BROKEN as error:
         broken = error  # what lies before may be there
@@ -206,7 +253,7 @@ def read_tar(
     for target, name in finder.found().items():
         wanted.setdefault(name, []).append(target)
     try:
-        for number, (name, member, archive) in enumerate(_members(path, inner, check) if wanted else ()):
+        for number, (name, member, archive) in enumerate(_members(path, source, inner, check) if wanted else ()):
             if name in wanted and last.get(name, number) == number:
                 data = _data(path, source, name, member, archive)
                 yield from ((target, data) for target in wanted.pop(name))
@@ -217,6 +264,8 @@ def read_tar(
     for target, two in finder.ambiguous().items():
         got = f"two: {two[0]!r} and {two[1]!r}"
         yield target, FetchError("missing", source, str(path), f"a member for {target}", got, "name a narrower one")
+    for target, (why, _) in finder.refusals().items():
+        yield target, FetchError("corrupt", source, str(path), f"an image for {target}", why, "name another archive")
     if broken is not None:
         raise FetchError(
             "corrupt",
@@ -229,31 +278,221 @@ def read_tar(
 
 
 def _members(
-    path: Path, inner: str | None, check: Callable[[], None]
+    path: Path, source: str, inner: str | None, check: Callable[[], None]
 ) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
-    """Regular files in their order: name (with that of the inner archive), description, the archive to read from."""
-    if inner is None:
-        with path.open("rb") as file:
+    """All but folders, in their order: name (with the inner archive's), description, the archive to read from."""
+    with path.open("rb") as file:
+        if inner is None:
             yield from _members_of(file, inside_of(path), check, depth=0)
-        return
-    with zipfile.ZipFile(path) as outer, outer.open(inner) as stream:
-        yield from _members_of(stream, f"{inside_of(path)}/{_without_ending(inner)}", check, depth=0)
+        else:
+            stream = _in_zip(file, _tars_in_zip(path, source)[inner])
+            yield from _members_of(stream, f"{inside_of(path)}/{_without_ending(inner)}", check, depth=0)
 
 
-def _members_of(  # type: ignore[no-untyped-def]
-    file, inside: str, check: Callable[[], None], depth: int
+def _in_zip(file: BinaryIO, member: Member) -> io.BufferedReader:
+    """A member of a ZIP archive of any size, as a stream."""
+    file.seek(member.offset)
+    header = file.read(30)
+    if member.flags & 1 or member.method not in (0, 8) or header[:4] != b"PK\3\4":
+        raise tarfile.ReadError(f"the member {member.shown!r} is encrypted, or compressed by another method")
+    file.seek(sum(struct.unpack("<2H", header[26:30])), os.SEEK_CUR)
+    part = _Part(file, member.compressed)
+    raw = part if member.method == 0 else _Expanded(part, lambda: _Inflater(-zlib.MAX_WBITS), b"")
+    return io.BufferedReader(raw, _PIECE)
+
+
+def _members_of(
+    file: io.BufferedReader, inside: str, check: Callable[[], None], depth: int
 ) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
-    with tarfile.open(fileobj=file, mode="r|*", errorlevel=1) as archive:
-        for member in archive:
+    stream = _Bounded(_expanded(file))
+    stream.header_bytes = _HEADER_BYTES
+    with tarfile.TarFile(fileobj=stream, errorlevel=1) as archive:  # type: ignore[arg-type]
+        while True:
+            stream.header_bytes = _HEADER_BYTES
+            member = archive.next()
+            stream.header_bytes = None
+            if member is None:
+                return
             archive.members.clear()  # type: ignore[attr-defined] # it would remember them all
+            if len(archive.pax_headers) > _GLOBAL_HEADERS:
+                raise tarfile.ReadError(f"more than {_GLOBAL_HEADERS} global headers")
             check()
-            if not member.isreg():
+            if member.isdir():
                 continue
-            if depth == 0 and member.name.lower().endswith(".tar"):
+            if depth == 0 and member.isreg() and member.name.lower().endswith(".tar"):
                 stem = member.name[: -len(".tar")]
-                yield from _members_of(archive.extractfile(member), f"{inside}/{stem}", check, depth + 1)
+                yield from _members_of(archive.extractfile(member), f"{inside}/{stem}", check, depth + 1)  # type: ignore[arg-type]
             else:
                 yield f"{inside}/{member.name}", member, archive
+
+
+class _Bounded:
+    """The bytes of a tar archive, forwards only. What tarfile reads of headers, which it holds whole, is bounded.
+
+    Attributes:
+        header_bytes: how much more it may read; None while it reads data.
+    """
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self._position = 0
+        self.header_bytes: int | None = None
+
+    def read(self, size: int) -> bytes:
+        if self.header_bytes is not None:
+            if size > self.header_bytes:
+                raise tarfile.ReadError(f"more than {_HEADER_BYTES:,} bytes of headers before a member")
+            self.header_bytes -= size
+        data = self._file.read(size)
+        self._position += len(data)
+        return data
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> int:
+        if position < self._position:
+            raise tarfile.ReadError("a member of a negative size")
+        if self._file.seekable():
+            self._position = self._file.seek(position)
+        while self._position < position:
+            piece = self._file.read(min(_PIECE, position - self._position))
+            if not piece:
+                break
+            self._position += len(piece)
+        return self._position
+
+
+def _expanded(file: io.BufferedReader) -> io.BufferedReader:
+    """A file's content, if it is compressed; else the file."""
+    head = file.peek(6)[:6]
+    ways: tuple[tuple[bytes, Callable[[], Any]], ...] = (
+        (b"\x1f\x8b", lambda: _Inflater(zlib.MAX_WBITS | 16)),
+        (b"BZh", bz2.BZ2Decompressor),
+        (b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_BYTES)),
+    )
+    for magic, decoder in ways:
+        if head.startswith(magic):
+            return io.BufferedReader(_Expanded(file, decoder, magic), _PIECE)
+    return file
+
+
+class _Part(io.RawIOBase):
+    """The next bytes of a file."""
+
+    def __init__(self, file: BinaryIO, length: int) -> None:
+        self._file = file
+        self._left = length
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(min(len(buffer), self._left))
+        self._left -= len(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Inflater:
+    """zlib's decompressor with the manners of those of bz2 and lzma."""
+
+    def __init__(self, window: int) -> None:
+        self._inflate = zlib.decompressobj(window)
+
+    @property
+    def eof(self) -> bool:
+        return self._inflate.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inflate.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inflate.unused_data
+
+    def decompress(self, data: bytes, most: int) -> bytes:
+        return self._inflate.decompress(self._inflate.unconsumed_tail + data, most)
+
+
+class _Expanded(io.RawIOBase):
+    """What compressed data expands to, in pieces, and not without bounds.
+
+    Args:
+        file: the compressed data.
+        decoder: makes a decompressor.
+        magic: what another stream behind the first begins with; nothing: there is none.
+    """
+
+    def __init__(self, file: Any, decoder: Callable[[], Any], magic: bytes) -> None:
+        self._file = file
+        self._make = decoder
+        self._magic = magic
+        self._decoder = decoder()
+        self._taken = self._given = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data and self._decoder is not None:
+            piece = self._next() if self._decoder.needs_input else b""
+            starved = self._decoder.needs_input and not piece
+            data = self._decoder.decompress(piece, len(buffer))
+            if self._decoder.eof:
+                self._go_on()
+            elif starved and not data:
+                raise EOFError("the compressed data ends too soon")
+        self._given += len(data)
+        if self._given > max(_BOMB_BYTES, _BOMB_RATIO * self._taken):
+            raise tarfile.ReadError(
+                f"{self._taken:,} compressed bytes that expand to more than {self._given:,}, as no images do"
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _next(self) -> bytes:
+        piece: bytes = self._file.read(_PIECE)
+        self._taken += len(piece)
+        return piece
+
+    def _go_on(self) -> None:
+        """Another stream may follow, after zeros."""
+        rest = self._decoder.unused_data.lstrip(b"\0")
+        self._decoder = None
+        while self._magic and len(rest) < len(self._magic) and (piece := self._next()):
+            rest = (rest + piece).lstrip(b"\0")
+        if self._magic and rest.startswith(self._magic):
+            self._decoder = _Again(self._make(), rest)
+
+
+class _Again:
+    """A decompressor that was given its first bytes."""
+
+    def __init__(self, decoder: Any, first: bytes) -> None:
+        self._decoder = decoder
+        self._first = first
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._decoder.eof)
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._first and bool(self._decoder.needs_input)
+
+    @property
+    def unused_data(self) -> bytes:
+        return bytes(self._decoder.unused_data)
+
+    def decompress(self, data: bytes, most: int) -> bytes:
+        first, self._first = self._first, b""
+        return bytes(self._decoder.decompress(first + data, most))
 
 
 def _data(path: Path, source: str, name: str, member: tarfile.TarInfo, archive: tarfile.TarFile) -> bytes | FetchError:

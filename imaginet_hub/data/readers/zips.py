@@ -8,7 +8,6 @@ stream and only wanted entries are kept. Neighbours are read in one request; wha
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import stat
 import struct
@@ -20,18 +19,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from imaginet_hub.data.readers.files import File, read_range
+from imaginet_hub.data.readers.files import File, Inflated, Span, read_range
+from imaginet_hub.data.readers.runs import MAX_MEMBER_BYTES, Run, Window
 from imaginet_hub.errors import FetchError
 
-__all__ = ["MAX_MEMBER_BYTES", "Finds", "Member", "Run", "ZipFile", "plan_runs"]
+__all__ = ["MAX_MEMBER_BYTES", "Finds", "Member", "ZipFile"]
 
-#: No image of ImagiNet comes near; a member that claims more is not one.
-MAX_MEMBER_BYTES = 256 * 1024**2
-#: Wanted bytes of one request: enough that latency vanishes, few enough that connections share the work.
-_RUN_BYTES = 4 * 1024**2
-#: Reading a gap must be cheaper than another request, and all gaps together stay below this share of what is wanted.
-_GAP_BYTES = 128 * 1024
-_GAP_SHARE = 0.01
 
 #: Where the end record is looked for: without a comment or with a short one it is in the last kilobyte.
 _TAILS = (1024, 65535 + 22 + 20 + 56)
@@ -81,22 +74,18 @@ class Member:
     end: int = field(compare=False, default=0)
 
     @property
-    def shown(self) -> str:
-        return self.name if isinstance(self.name, str) else self.name.decode("utf-8", errors="backslashreplace")
-
-
-@dataclass(frozen=True)
-class Run:
-    """Neighbouring members, read with one request."""
-
-    start: int
-    end: int
-    members: tuple[tuple[str, Member], ...]
+    def moved(self) -> int:
+        """Bytes that reading it moves."""
+        return self.compressed
 
     @property
-    def held_bytes(self) -> int:
-        """What reading it holds in memory at a time."""
-        return max(m.compressed + (m.size if m.method == _DEFLATED else 0) for _, m in self.members)
+    def held(self) -> int:
+        """Bytes that reading it holds in memory."""
+        return self.compressed + (self.size if self.method == _DEFLATED else 0)
+
+    @property
+    def shown(self) -> str:
+        return self.name if isinstance(self.name, str) else self.name.decode("utf-8", errors="backslashreplace")
 
 
 class ZipFile:
@@ -260,14 +249,16 @@ class ZipFile:
             got = "a stored member of two sizes"
         elif member.offset + _LOCAL.size + member.compressed > self._start:
             got = "one that lies beyond the archive's end"
+        elif member.end and member.offset + _LOCAL.size + member.compressed > member.end:
+            got = "one that shares its bytes with the next, as bombs do"
         if got is None:
             return None
         expected = f"an image of at most {MAX_MEMBER_BYTES:,} bytes, stored or deflated, as member {member.shown!r}"
         return self.file.error("corrupt", expected, got, self.file.remedy)
 
-    def read(self, run: Run) -> Iterator[tuple[str, bytes | FetchError]]:
+    def read(self, run: Run[Member]) -> Iterator[tuple[str, bytes | FetchError]]:
         """The wanted members of a run: (path, its bytes or what is wrong with it)."""
-        stream = _Window(self.file.stream(run.start, run.end), run.start)
+        stream = Window(self.file.stream(run.start, run.end), run.start)
         for path, member in run.members:
             result: bytes | FetchError
             try:
@@ -280,7 +271,24 @@ class ZipFile:
             with contextlib.suppress(FetchError):  # every member was delivered
                 stream.drain()
 
-    def _extract(self, member: Member, stream: _Window) -> bytes:
+    def data(self, member: Member) -> File:
+        """A large member's data, as a file.
+
+        Raises:
+            FetchError: reason "corrupt": it is encrypted, a link, or packed in another way.
+        """
+        if member.flags & 1 or stat.S_ISLNK(member.attributes >> 16) or member.method not in (_STORED, _DEFLATED):
+            got = "an encrypted one, a link, or another method"
+            expected = f"a stored or deflated member {member.shown!r}"
+            raise self.file.error("corrupt", expected, got, self.file.remedy)
+        header = self._bytes(member.offset, member.offset + _LOCAL.size)
+        if header[:4] != b"PK\3\4":
+            raise self.file.error("corrupt", f"a local header of {member.shown!r}", "other bytes", self.file.remedy)
+        fields = _LOCAL.unpack(header)
+        packed = Span(self.file, member.offset + _LOCAL.size + fields[9] + fields[10], member.compressed)
+        return packed if member.method == _STORED else Inflated(packed, member.size)
+
+    def _extract(self, member: Member, stream: Window) -> bytes:
         header = stream.take(member.offset, _LOCAL.size)
         if header[:4] != b"PK\3\4" or len(header) < _LOCAL.size:
             raise _Damaged("a local header", "other bytes")
@@ -331,64 +339,6 @@ class _Damaged(Exception):
         super().__init__(expected, got)
         self.expected = expected
         self.got = got
-
-
-class _Window:
-    """A stream as if it could be sliced, forwards only; it holds no more than what is taken and a piece."""
-
-    def __init__(self, pieces: Iterator[bytes], start: int) -> None:
-        self._pieces = pieces
-        self._start = start
-        self._piece = b""
-
-    def take(self, start: int, length: int) -> bytes:
-        """Up to `length` bytes from `start`, which is not before the end of what was taken last."""
-        out = io.BytesIO()  # which gives its bytes away without a copy
-        position, end = start, start + length
-        while position < end:
-            piece_end = self._start + len(self._piece)
-            if position >= piece_end:
-                piece = next(self._pieces, None)
-                if piece is None:
-                    break
-                self._start, self._piece = piece_end, piece
-            elif position < self._start:
-                break
-            else:
-                position += out.write(memoryview(self._piece)[position - self._start : end - self._start])
-        return out.getvalue()
-
-    @property
-    def position(self) -> int:
-        """Up to where the stream has been read."""
-        return self._start + len(self._piece)
-
-    def drain(self) -> None:
-        """Read what is left."""
-        for _ in self._pieces:
-            pass
-
-
-def plan_runs(members: dict[str, Member]) -> list[Run]:
-    """Which members to read together. Pure.
-
-    Gaps between wanted members are read over, smallest first, as long as they stay below 1 % of the wanted bytes.
-    """
-    ordered = sorted(members.items(), key=lambda item: (item[1].offset, item[0]))
-    gaps = [(b.offset - a.end, number) for number, ((_, a), (_, b)) in enumerate(itertools.pairwise(ordered), start=1)]
-    bridged, spent, budget = set(), 0, _GAP_SHARE * sum(member.compressed for member in members.values())
-    for gap, number in sorted(item for item in gaps if 0 <= item[0] <= _GAP_BYTES):
-        spent += gap
-        if spent > budget:
-            break
-        bridged.add(number)
-    runs: list[list[tuple[str, Member]]] = []
-    for number, (path, member) in enumerate(ordered):
-        if number in bridged and member.end - runs[-1][0][1].offset <= _RUN_BYTES:
-            runs[-1].append((path, member))
-        else:
-            runs.append([(path, member)])
-    return [Run(run[0][1].offset, max(m.end for _, m in run), tuple(run)) for run in runs]
 
 
 def _end_records(tail: bytes, *, anything_after: bool) -> Iterator[int]:

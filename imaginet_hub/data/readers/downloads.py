@@ -1,0 +1,65 @@
+"""Whole files to this disk, resumed where they were, verified before they get their name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from imaginet_hub.data.readers.http import Http, Remote
+
+__all__ = ["PARTIAL", "download"]
+
+#: How files end that are not complete.
+PARTIAL = ".incomplete"
+_PIECE = 1024**2
+
+
+def download(
+    http: Http, remote: Remote, target: Path, size: int, sha256: str | None, moved: Callable[[int], None]
+) -> None:
+    """Have a file. What an earlier run had of it is not asked for again.
+
+    Args:
+        http: the client.
+        remote: the file.
+        target: where it is to lie; what lies there already is taken for it, if it is as large.
+        size: its bytes.
+        sha256: of its bytes, if that is known.
+        moved: is told how many bytes were had, and how many of those in vain (as a negative number).
+
+    Raises:
+        FetchError: see `Http.stream`; or reason "corrupt", and nothing is left of it.
+        OSError: the disk.
+    """
+    if target.is_file() and target.stat().st_size == size:
+        moved(size)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # What another version left is not to be gone on with.
+    partial = target.with_name(f"{target.name}.{(sha256 or str(size))[:16]}{PARTIAL}")
+    for last in (False, True):
+        digest = hashlib.sha256()
+        with partial.open("ab+") as file:
+            file.seek(0)
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                moved(len(piece))
+                http.check()
+            position = file.tell()
+            if position < size:
+                for piece in http.stream(remote, position, size):
+                    file.write(piece)
+                    digest.update(piece)
+                    position += len(piece)
+                    moved(len(piece))
+        found = digest.hexdigest()
+        if position == size and sha256 in (None, found):
+            partial.replace(target)
+            return
+        moved(-position)
+        partial.unlink()
+        if last:
+            expected = f"SHA-256 {sha256}" if position == size else f"{size:,} bytes"
+            got = found if position == size else f"{position:,}"
+            raise remote.error("corrupt", expected, got, remote.other_ways())

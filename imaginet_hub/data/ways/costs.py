@@ -1,0 +1,72 @@
+"""Whether moving a whole archive is worth it, and the user's to decide."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from imaginet_hub.data.readers.files import File
+from imaginet_hub.data.sources import UNKNOWN_MEAN_BYTES, Source
+from imaginet_hub.data.units import human_bytes
+from imaginet_hub.data.ways.way import Tools
+
+__all__ = ["allow"]
+
+#: Moved without asking: small archives, and those of which much is wanted.
+_SMALL_BYTES = 256 * 1024**2
+_MOST_PER_WANTED = 2.0
+
+
+def allow(
+    tools: Tools,
+    sources: Sequence[Source],
+    route: str,
+    what: str,
+    cost: int,
+    images: int,
+    file: File,
+    *,
+    disk: int,
+    wanted_bytes: int | None = None,
+) -> None:
+    """Say what reading a whole archive costs, before it begins.
+
+    Args:
+        tools: knows for which sources the user named the route.
+        sources: that want images of it.
+        route: its name.
+        what: is to be read.
+        cost: bytes to move.
+        images: how many are wanted of it.
+        file: it.
+        disk: bytes of disk that it takes until its images are out.
+        wanted_bytes: of the images, where it is known.
+
+    Raises:
+        FetchError: reason "cost", if it is much more than what is wanted and the user did not name this route; reason
+            "disk", if there is not enough.
+    """
+    mean = max(source.mean_bytes or UNKNOWN_MEAN_BYTES for source in sources)
+    worth = _MOST_PER_WANTED * (images * mean if wanted_bytes is None else wanted_bytes)
+    chosen = all(source.key in tools.chosen for source in sources)
+    if not chosen and cost > max(_SMALL_BYTES, worth):
+        names = " ".join(f"--route {source.key}={route}" for source in sources)
+        raise file.error(
+            "cost",
+            "an archive that can be read by range",
+            f"{what}: {human_bytes(cost)} would have to be moved for {images:,} images"
+            + (f", and {human_bytes(disk)} of disk until they are out" if disk else ""),
+            f"say {names} if it is worth that, or bring the files yourself with --from {sources[0].key}=PATH",
+        )
+    tools.say(
+        f"{what}: {human_bytes(cost)} to move for {images:,} images"
+        + (f", and {human_bytes(disk)} of disk until they are out" if disk else "")
+    )
+    free = shutil.disk_usage(tools.root).free
+    if disk > free:
+        raise file.error(
+            "disk",
+            f"{human_bytes(disk)} of free disk for {what}",
+            human_bytes(free),
+            "free some, or choose another ROOT or --route",
+        )

@@ -1,0 +1,68 @@
+"""Members of a ZIP archive at a host, by range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from imaginet_hub.data.manifest import Record
+from imaginet_hub.data.matching import Finder
+from imaginet_hub.data.readers import local
+from imaginet_hub.data.readers.files import RemoteFile
+from imaginet_hub.data.readers.hosts import remote_for
+from imaginet_hub.data.readers.zips import Member, ZipFile
+from imaginet_hub.data.sources import Archive, Source
+from imaginet_hub.data.ways.costs import allow
+from imaginet_hub.data.ways.streamed import stream_job
+from imaginet_hub.data.ways.way import Tools, zip_jobs
+from imaginet_hub.data.workers import Job
+from imaginet_hub.errors import FetchError
+
+__all__ = ["ZipWay"]
+
+
+class ZipWay:
+    """An archive at a host. Its directory is read once, and again if the archive changes.
+
+    Older archives of ImageNet hold nothing but a tar archive; that one can only be read as a stream.
+    """
+
+    def __init__(self, tools: Tools, source: Source, route: str, archive: Archive) -> None:
+        self._tools = tools
+        self._source = source
+        self._route = route
+        self._address = archive.address
+        self._folders = archive.folders
+        self._opened: tuple[ZipFile, dict[str, Member], Finder[Member], list[Member]] | None = None
+
+    def jobs(self, records: Sequence[Record]) -> list[Job]:
+        if self._opened is not None:
+            archive, found, finder, tars = self._opened
+            try:
+                archive.file.size()
+            except FetchError as error:
+                if error.reason != "changed":
+                    raise
+                self._opened = None
+        if self._opened is None:
+            aliases = {}
+            if self._source.key == "ffhq":  # whose index is of no use without upstream's list
+                self._tools.faces.required()
+                aliases = self._tools.faces.names()
+            remote = remote_for(self._address, self._source.key, self._tools.endpoints)
+            archive = ZipFile(RemoteFile(self._tools.http, remote))
+            inside = self._folders[0] if len(self._folders) == 1 else ""
+            finder = Finder(self._source, [record.file for record in records], aliases, inside)
+            found = archive.find(finder)
+            tars = list(local.tars_in(archive).values()) if not found else []
+            self._opened = archive, found, finder, tars
+        if tars and not found:
+            return self._streams(archive, tars, records)
+        return zip_jobs(archive, found, finder, records)
+
+    def _streams(self, archive: ZipFile, tars: Sequence[Member], records: Sequence[Record]) -> list[Job]:
+        """One tar archive after the other, each for what the ones before it lack."""
+        what = f"{', '.join(tar.shown for tar in tars[:3])} in {self._address}, which can only be read as a stream"
+        cost = sum(tar.compressed for tar in tars)
+        allow(self._tools, (self._source,), self._route, what, cost, len(records), archive.file, disk=0)
+        files = [(f"{self._address}/{tar.shown}", archive.data(tar)) for tar in tars]
+        return [stream_job(self._tools, self._source, files, records)]
