@@ -91,9 +91,10 @@ _ORDINARY_JPEG_SEGMENTS = 100
 _ORDINARY_PNG_CHUNKS = 20_000
 _ORDINARY_PNG_EXTRAS = 100  # each may inflate to a megabyte
 _ORDINARY_PARSED_BYTES = 1024**2  # of formats that Pillow parses in Python, entry by entry
+_ORDINARY_TIFF_VALUES = 20_000
 _ORDINARY_TIFF = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits")
 #: Bytes a pixel while it is decoded, measured (Pillow 13): WebP is decoded by way of two canvases and copies.
-_BYTES_PER_PIXEL = {"WEBP": 18, "TIFF": 8, "AVIF": 12}
+_BYTES_PER_PIXEL = {"WEBP": 18, "TIFF": 5, "AVIF": 10}
 #: How Pillow says that a decoder could not allocate.
 _OUT_OF_MEMORY = ("error -9", "out of memory", "Out of memory")
 
@@ -348,6 +349,8 @@ def _ordinary(data: bytes) -> bool:
             return _ordinary_webp(data)
         if data.startswith(b"BM"):
             return data[14] == 12 or data[30:34] in (b"\0\0\0\0", b"\3\0\0\0")  # no run lengths
+        if data.startswith((b"II*\0", b"MM\0*")):
+            return _ordinary_tiff(data)
         if data.startswith((b"GIF8", b"II", b"MM")):
             return len(data) <= _ORDINARY_PARSED_BYTES
     except (IndexError, struct.error):  # too short to promise anything, or to take any time
@@ -392,6 +395,15 @@ def _ordinary_png(data: bytes) -> bool:
             return False
         at += 12 + length
     return False
+
+
+def _ordinary_tiff(data: bytes) -> bool:
+    order = "<" if data[:2] == b"II" else ">"
+    (at,) = struct.unpack_from(order + "L", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, at)
+    kinds = [struct.unpack_from(order + "HL", data, at + 4 + 12 * number) for number in range(count)]
+    # Text and profiles are bytes (types 1, 2, 7); of numbers a picture has at most two a strip.
+    return all(kind in (1, 2, 7) or values <= _ORDINARY_TIFF_VALUES for kind, values in kinds)
 
 
 def _ordinary_webp(data: bytes) -> bool:
@@ -450,7 +462,7 @@ def examine(
             # Every byte is read and entropy-decoded all the same, which is what can fail; only the pixels that
             # nobody looks at are an eighth as many each way.
             image.draft(None, (1, 1))
-        with _turns.held(_decoded_bytes(image, data, width * height) + 7 * width * height * pixel_md5):
+        with _turns.held(_decoded_bytes(image, data, width * height, name) + 7 * width * height * pixel_md5):
             _decode(image, name)
             md5 = _pixel_md5(image) if pixel_md5 else None
         return ImageFacts(
@@ -463,11 +475,13 @@ def examine(
         )
 
 
-def _decoded_bytes(image: Image.Image, data: bytes, pixels: int) -> int:
-    """About what decoding takes in memory."""
+def _decoded_bytes(image: Image.Image, data: bytes, pixels: int, name: str) -> int:
+    """About what decoding takes in memory; refused if that is too much."""
     size = image.width * image.height * _BYTES_PER_PIXEL.get(str(image.format), 4)
     if "progressive" in image.info or (image.format == "JPEG" and data.count(b"\xff\xda") > 1):
         size += pixels * 6  # all coefficients of the picture at its full size, 16 bits each
+    if size > MEMORY_LIMIT_BYTES:  # decoders that cannot allocate seldom say so
+        raise _too_much_memory(name)
     return size
 
 
@@ -581,10 +595,12 @@ def _too_much_time(name: str) -> ImageError:
 
 def _answer(question: Mapping[str, Any]) -> None:
     """The other process: read the file, limit itself, answer in JSON."""
+    global MEMORY_LIMIT_BYTES
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _follow(question["parent"])
     name = question["name"]
     data = sys.stdin.buffer.read(question["bytes"])
+    MEMORY_LIMIT_BYTES = question["memory"]
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each has a stack
     try:
         import resource
@@ -654,7 +670,7 @@ def _rgb(data: bytes, name: str, *, limited: bool = True) -> Image.Image:
         if not limited and not _still_ordinary(image):
             _in_child(data, name, "rgb")
         pixels = image.width * image.height
-        with _turns.held(_decoded_bytes(image, data, pixels) + 4 * pixels):
+        with _turns.held(_decoded_bytes(image, data, pixels, name) + 4 * pixels):
             _decode(image, name)
             try:
                 return image if image.mode == "RGB" else _to_rgb(image)

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from imaginet_hub.data.sources import Source
 
-__all__ = ["Finder", "imagenet_basename", "shown", "spellings", "why_refused"]
+__all__ = ["Finder", "imagenet_basename", "kaggle_name", "shown", "spellings", "why_refused"]
 
 Handle = TypeVar("Handle")
 
@@ -30,6 +30,7 @@ _NOT_ASCII = bytes(range(128, 256))
 _LONGEST_STORED, _LONGEST = 1024, 4096
 _DRIVE = re.compile(r"[A-Za-z]:")
 _MOST_REFUSED = 24
+_KAGGLE_FOLDERS = ("ILSVRC", "Data", "CLS-LOC")
 _IMAGENET = re.compile(r"(ILSVRC2012_(val|test)_\d{8}|n\d{8}_\d+)\.JPEG", re.IGNORECASE)
 
 
@@ -44,6 +45,23 @@ def imagenet_basename(path: str) -> str | None:
     if suffixed:
         name = f"{suffixed['basename']}.JPEG"
     return f"{name[:-5]}.JPEG" if _IMAGENET.fullmatch(name) else None
+
+
+def kaggle_name(file: str) -> str | None:
+    """Where Kaggle keeps a file of ROOT, below its route's address; None for a name that tells nothing.
+
+    >>> kaggle_name("imagenet/n01440764_10026_n01440764.JPEG")
+    'train/n01440764/n01440764_10026.JPEG'
+    """
+    parts = PurePosixPath(file).parts
+    if parts[0] != "imagenet":
+        return "/".join(parts[1:])
+    name = imagenet_basename(file)
+    if name is None:  # but it may lie where Kaggle has it
+        return "/".join(parts[4:]) if parts[1:4] == _KAGGLE_FOLDERS else None
+    if name.startswith("ILSVRC2012_"):
+        return f"{name.split('_')[1]}/{name}"
+    return f"train/{name.split('_')[0]}/{name}"
 
 
 def spellings(name: str | bytes) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from imaginet_hub.data.matching import imagenet_basename
+from imaginet_hub.data.matching import imagenet_basename, kaggle_name
 from imaginet_hub.data.sources import (
     KNOWN_CORRUPT,
     PACKED,
@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # only their names: `imaginet sources` is quick without what 
 
 __all__ = ["OWN", "Blocked", "OnDisk", "Options", "Part", "Plan", "make_plan"]
 
+#: A hundred images of ImageNet.
+_GROUP_BYTES = 11_000_000
 #: The route of files that the user has.
 OWN = "own"
 
@@ -134,6 +136,12 @@ class Part:
             size = sum(archive.bytes or 0 for archive in route.archives)
             if route.reader == "tgz":
                 found.append(f"{route.name}: a stream, read up to the last wanted image: up to {human_bytes(size)}")
+            elif route.reader == "parquet":
+                most = len(self.records) * _GROUP_BYTES
+                found.append(
+                    f"{route.name}: row groups of about a hundred images, for each that holds one: up to about "
+                    f"{human_bytes(most)}"
+                )
             elif route.reader == "7z" and (len(self.routes) == 1 or route.name != PACKED):
                 found.append(
                     f"{route.name}: by range if it is stored; if not, all of it: about {human_bytes(size)} to move, "
@@ -334,7 +342,8 @@ def _ways(source: Source | None, record: Record, options: Options) -> tuple[Rout
         why = f"{folder!r} is not a folder of ImagiNet, so nobody says where its images come from"
         return _No("unknown", why, "put the files under ROOT yourself")
     have_own = source.key in options.own
-    if source.key == "imagenet" and imagenet_basename(record.file) is None and not have_own:
+    by_place = source.key == "imagenet" and imagenet_basename(record.file) is None
+    if by_place and kaggle_name(record.file) is None and not have_own:
         why = "names that are in none of ImageNet's conventions, such as {path}"
         remedy = (
             "expected ILSVRC2012_val_########.JPEG or n########_#.JPEG, with or without _n######## before the ending"
@@ -348,6 +357,8 @@ def _ways(source: Source | None, record: Record, options: Options) -> tuple[Rout
         return () if have_own else _No("offline", "offline mode is on (HF_HUB_OFFLINE)", bring)
     if forced and not routes and not have_own:
         return _No("unknown", f"the route {forced} does not give {folder}", "leave --route out, or " + bring)
+    if by_place:  # a name that tells nothing, where Kaggle has its files
+        routes = [r for r in routes if r.reader == "kaggle-files"]
     allowed = tuple(r for r in routes if r.credential is None or r.credential in options.credentials)
     if allowed or have_own:
         return allowed

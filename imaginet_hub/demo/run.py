@@ -24,7 +24,7 @@ from imaginet_hub.data.loading import class_names, dataset_record, load_rows
 from imaginet_hub.data.mini import make_mini
 from imaginet_hub.data.repository import build_repository
 from imaginet_hub.demo.mirror import Mirror
-from imaginet_hub.demo.staging import stage
+from imaginet_hub.demo.staging import GATED, stage
 from imaginet_hub.errors import DataNotFoundError, ImagiNetError, require
 from imaginet_hub.evaluation.report import interval_text
 from imaginet_hub.labels import Track
@@ -103,16 +103,23 @@ def _claim(out: Path) -> None:
 
 
 def _fetch(made: Path, out: Path) -> Path:
-    """Publish the made corpus on loopback hosts in each source's own way, and fetch it from there."""
+    """Publish the made corpus on loopback hosts in each source's own way, and fetch it from there.
+
+    The hosts ask for the accounts that the real ones ask for; nothing else does while this runs.
+    """
     origin, own, root = out / "origin", out / "own", out / "root"
     for folder in (origin, own, root):  # of an earlier demo
         shutil.rmtree(folder, ignore_errors=True)
-    brought = stage(made, origin, own)
+    stage(made, origin, own, packed=False)
     root.mkdir()
     for name in ("annotations", "README.txt", "mini.json"):  # what the corpus says of itself
         (shutil.copytree if (made / name).is_dir() else shutil.copy)(made / name, root / name)
-    with Mirror(origin) as mirror:
-        summary = fetch(root, annotations=own / "annotations", own=brought, endpoints=mirror.endpoints, show=_indented)
+    gated = dict.fromkeys(GATED, "hf_demo")
+    with (
+        _environment(HF_TOKEN="hf_demo", KAGGLE_API_TOKEN="demo"),
+        Mirror(origin, gated=gated, kaggle_tokens=["demo"]) as mirror,
+    ):
+        summary = fetch(root, annotations=own / "annotations", endpoints=mirror.endpoints, show=_indented)
         _indented(summary.text())
         _indented(f"{len(mirror.requests):,} requests were answered")
     if not summary.complete:
@@ -120,6 +127,20 @@ def _fetch(made: Path, out: Path) -> Path:
     for folder in (origin, own, made):
         shutil.rmtree(folder)
     return root
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Variables while the block runs."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _indented(text: str) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from imaginet_hub.data.matching import kaggle_name
 from imaginet_hub.data.sources import FFHQ_INDEX, FFHQ_LIST, SOURCES, source_of
 from imaginet_hub.demo.containers import (
     Member,
@@ -36,6 +37,7 @@ from imaginet_hub.demo.containers import (
 __all__ = [
     "DRIVE_IDS",
     "FFHQ_INDEX_ID",
+    "GATED",
     "REPOSITORY",
     "Member",
     "drive_id",
@@ -61,6 +63,8 @@ DRIVE_IDS = {
 FFHQ_INDEX_ID = FFHQ_INDEX[0].removeprefix("drive:")
 
 _CNNDETECTION = "hf/sywang/CNNDetection"
+#: Datasets on the Hub that can be had once their terms were accepted.
+GATED = ("ILSVRC/imagenet-1k", "JourneyDB/JourneyDB", "delyanboychev/imaginet")
 _FFHQ = "hf/Iceclear/FFHQ-HQ1024"
 _PACKED = "hf/delyanboychev/imaginet"
 _JOURNEYDB = "hf/JourneyDB/JourneyDB"
@@ -190,18 +194,14 @@ def _stage_imagenet(base: Path, files: list[Path], origin: Path) -> None:
     named: dict[str, Path] = {}
     rows: dict[str, list[tuple[str, Path, int]]] = {split: [] for split in _SHARDS}
     for file in files:
-        known = re.match(r"n\d{8}(?=_)", file.name)
-        if known:
-            folder = f"train/{known[0]}"
-        elif file.name.startswith("ILSVRC2012_val_"):
-            folder = "val"
-        else:  # a made image, which keeps its folder
-            folder = file.parent.relative_to(base).as_posix().removeprefix("ILSVRC/Data/CLS-LOC/")
-        named[PurePosixPath("ILSVRC/Data/CLS-LOC", folder, file.name).as_posix()] = file
+        path = f"imagenet/{file.relative_to(base).as_posix()}"
+        place = PurePosixPath(kaggle_name(path) or file.relative_to(base).as_posix())
+        named[f"ILSVRC/Data/CLS-LOC/{place}"] = file
+        known = re.match(r"n\d{8}(?=_)", place.name)
         # A validation image's name does not tell its class: made up.
-        wnid = known[0] if known else f"n{_chance(file.name) % 10**8:08d}"
-        row = f"{file.stem}_{wnid}{file.suffix}", file, _chance(wnid) % 1000
-        rows["train" if folder.startswith("train") else "validation"].append(row)
+        wnid = known[0] if known else f"n{_chance(place.name) % 10**8:08d}"
+        row = f"{place.stem}_{wnid}{place.suffix}", file, _chance(wnid) % 1000
+        rows["validation" if place.parts[0] == "val" else "train"].append(row)
     rows["train"].sort(key=lambda row: _chance(row[0]))  # there without order
     _stage_kaggle(origin / _KAGGLE_IMAGENET, named)
     for split, found in rows.items():

@@ -27,7 +27,7 @@ from imaginet_hub.data import fetch as fetching
 from imaginet_hub.data import workers
 from imaginet_hub.data.ledger import FOLDER
 from imaginet_hub.data.plan import Plan
-from imaginet_hub.data.readers import zips
+from imaginet_hub.data.readers import runs, zips
 from imaginet_hub.data.readers.http import Cancelled, Http, Limits
 from imaginet_hub.demo.mirror import Fault, Hook, Mirror, Request, always, busy, chain, first, once
 from imaginet_hub.demo.staging import DRIVE_IDS, drive_id
@@ -61,7 +61,7 @@ def changing(published: Published, tmp_path: Path) -> Iterator[Mirror]:
 @pytest.fixture(autouse=True)
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several requests for each archive, small as they are here."""
-    monkeypatch.setattr(zips, "_RUN_BYTES", 10_000)
+    monkeypatch.setattr(runs, "_RUN_BYTES", 10_000)
 
 
 def archive(published: Published, source: str) -> Path:
@@ -503,7 +503,7 @@ def test_one_bad_stretch_of_an_archive_is_one_failure(
     published: Published, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many members it was to bring: the others are still asked for."""
-    monkeypatch.setattr(zips, "_RUN_BYTES", 60_000)
+    monkeypatch.setattr(runs, "_RUN_BYTES", 60_000)
     monkeypatch.setattr(workers, "_ENOUGH", 2)
     bad: list[tuple[int | None, int | None]] = []
 
@@ -517,7 +517,7 @@ def test_one_bad_stretch_of_an_archive_is_one_failure(
     mirror.fault = hook
     summary = published.fetch(mirror, tmp_path, ("imaginet",), max_workers=1)
     assert 0 < len(summary.missing) < len(published.paths["imaginet"]), summary.text()
-    monkeypatch.setattr(zips, "_RUN_BYTES", 20_000)
+    monkeypatch.setattr(runs, "_RUN_BYTES", 20_000)
     mirror.fault = None
     assert published.fetch(mirror, tmp_path, ("imaginet",)).complete
 
@@ -607,7 +607,7 @@ def test_the_first_file_that_finds_no_room_ends_it(
     with pytest.raises(FetchError, match="room for the next file"):
         published.fetch(mirror, tmp_path, ("coco",))
     monkeypatch.undo()
-    monkeypatch.setattr(zips, "_RUN_BYTES", 10_000)
+    monkeypatch.setattr(runs, "_RUN_BYTES", 10_000)
     assert published.fetch(mirror, tmp_path, ("coco",)).complete
     published.complete(tmp_path, ("coco",))
 

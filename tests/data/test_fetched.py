@@ -17,6 +17,7 @@ from imaginet_hub.demo.mirror import Mirror
 from imaginet_hub.demo.staging import stage
 from imaginet_hub.errors import DataNotFoundError, FetchError, UsageError
 from tests.conftest import image_bytes
+from tests.support.published import ACCOUNTS, GATES
 
 UUID = "{:08x}-81cc-4eef-a89f-0cb9f211fa6f"
 #: Path and labels, by split.
@@ -36,8 +37,8 @@ FORMATS = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Path]]:
-    """What hosts serve, the lists, and what people bring."""
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """What hosts serve, and the lists."""
     base = tmp_path_factory.mktemp("published")
     root = base / "root"
     (root / "annotations").mkdir(parents=True)
@@ -48,20 +49,26 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dic
             (root / path).parent.mkdir(exist_ok=True)
             (root / path).write_bytes(image_bytes(number, format_=FORMATS[Path(path).suffix]))
             number += 1
-    own = stage(root, base / "origin", base / "own")
-    return base / "origin", base / "own" / "annotations", own
+    stage(root, base / "origin", base / "own")
+    return base / "origin", base / "own" / "annotations"
 
 
 @pytest.fixture
-def mirror(published: tuple[Path, Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
-    with Mirror(published[0]) as running:
+def mirror(published: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    with Mirror(published[0], **GATES) as running:
         for name, value in running.environ().items():
             monkeypatch.setenv(name, value)
         yield running
 
 
 @pytest.fixture
-def options(published: tuple[Path, Path, dict[str, Path]], tmp_path: Path) -> dict[str, Any]:
+def accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ACCOUNTS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def options(published: tuple[Path, Path], tmp_path: Path) -> dict[str, Any]:
     """Arguments of load_dataset."""
     lists = tmp_path / "lists"
     shutil.copytree(published[1], lists)
@@ -72,10 +79,8 @@ def paths(loaded: datasets.DatasetDict) -> dict[str, list[str]]:
     return {split: list(rows["path"]) for split, rows in loaded.items()}
 
 
-def test_all_of_it_once(
-    mirror: Mirror, options: dict[str, Any], published: tuple[Path, Path, dict[str, Path]]
-) -> None:
-    options["own"] = {key: str(path) for key, path in published[2].items()}
+@pytest.mark.usefixtures("accounts")
+def test_all_of_it_once(mirror: Mirror, options: dict[str, Any]) -> None:
     loaded = datasets.load_dataset("imaginet", **options)
     assert paths(loaded) == {split: [path for path, _ in LISTED[split]] for split in ("train", "test")}
     root = Path(options["cache_dir"]) / "imaginet-root"
@@ -88,13 +93,11 @@ def test_all_of_it_once(
     assert {f["filename"] for f in again["test"].cache_files} == {f["filename"] for f in loaded["test"].cache_files}
     generators = datasets.load_dataset("imaginet", "identification", **options)
     assert len(generators["test"]) == 7 and mirror.requests == []
-    one = datasets.load_dataset("imaginet", only=["coco"], splits="test", **{**options, "own": None})
+    one = datasets.load_dataset("imaginet", only=["coco"], splits="test", **options)
     assert paths(one) == {"test": [path for path, _ in LISTED["test"][:6]]}
 
 
-def test_the_cache_follows_the_files(
-    mirror: Mirror, options: dict[str, Any], published: tuple[Path, Path, dict[str, Path]]
-) -> None:
+def test_the_cache_follows_the_files(mirror: Mirror, options: dict[str, Any], published: tuple[Path, Path]) -> None:
     options |= {"only": "coco", "splits": "test"}
     first = datasets.load_dataset("imaginet", **options)
     changed = Path(options["cache_dir"]) / "imaginet-root" / "val2017" / "000000000139.jpg"
@@ -146,12 +149,9 @@ def test_streams_and_questions_fetch_no_image(mirror: Mirror, options: dict[str,
     assert mirror.requests == []
 
 
-def test_identification_fetches_no_real_image(
-    mirror: Mirror, options: dict[str, Any], published: tuple[Path, Path, dict[str, Path]]
-) -> None:
-    loaded = datasets.load_dataset(
-        "imaginet", "identification", own={"journeydb": published[2]["journeydb"]}, **options
-    )
+@pytest.mark.usefixtures("accounts")
+def test_identification_fetches_no_real_image(mirror: Mirror, options: dict[str, Any]) -> None:
+    loaded = datasets.load_dataset("imaginet", "identification", **options)
     assert {split: len(rows) for split, rows in loaded.items()} == {"train": 4, "test": 7}
     root = Path(options["cache_dir"]) / "imaginet-root"
     assert not (root / "val2017").exists() and not (root / "ffhq").exists()

@@ -135,6 +135,27 @@ def test_a_mode_without_rgb_is_no_face(tmp_path: Path) -> None:
     assert not (tmp_path / "ffhq").exists()
 
 
+def test_an_image_that_takes_its_time_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from imaginet_hub.data import images
+
+    class Stop(BaseException):
+        pass
+
+    calls = []
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) > 2:
+            raise Stop
+
+    monkeypatch.setattr(images, "_PROGRAM", "import time; time.sleep(60)")
+    record = Record("danbooru2021/1.jpg", "real", "faces", "real", "real", "test", "danbooru", "none")
+    keeper = Keeper(tmp_path, Ledger(tmp_path), {}, check)
+    with pytest.raises(Stop):
+        keeper.place(record, image_bytes(1, format_="AVIF"), "files")
+    assert not list(tmp_path.rglob("*.jpg"))
+
+
 def test_memory_is_shared_and_one_may_always_have_more() -> None:
     memory, held, most = Memory(10), [], 0
     lock = threading.Lock()

@@ -195,7 +195,7 @@ def test_archives_in_a_folder(tmp_path: Path) -> None:
     for name in ("a.zip", "b.TAR", "c.tgz", "d.tar.xz", "e.jpg", "f.7z"):
         (tmp_path / name).touch()
     (tmp_path / "g.zip").mkdir()
-    assert [path.name for path in archives_in(tmp_path)] == ["a.zip", "b.TAR", "c.tgz", "d.tar.xz"]
+    assert [path.name for path in archives_in(tmp_path)] == ["a.zip", "b.TAR", "c.tgz", "d.tar.xz", "f.7z"]
 
 
 MEMBERS = [(f"x/{path}", path.encode() * 100) for path in COCO]
@@ -371,7 +371,7 @@ def test_headers_that_claim_ten_gigabytes_are_not_read(tmp_path: Path, kind: byt
     results = {}
     with pytest.raises(FetchError, match=r"more than 1,048,576 bytes of headers"):
         for path, result in read_tar(file, "coco", finder("coco", COCO)):
-            results[path] = result  # noqa: PERF403
+            results[path] = result
     assert results == {COCO[0]: b"1"}
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
@@ -393,9 +393,9 @@ def test_a_compressed_tar_that_expands_without_end(
     tracemalloc.start()
     with pytest.raises(FetchError, match="compressed bytes that expand to more than"):
         for path, result in read_tar(tmp_path / "a.tar", "coco", finder("coco", COCO)):
-            results[path] = result  # noqa: PERF403
+            results[path] = result
     assert results == {COCO[0]: b"1"}
-    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    assert tracemalloc.get_traced_memory()[1] < 24 << 20  # of which xz takes 17
     tracemalloc.stop()
 
 

@@ -224,6 +224,12 @@ def test_only_what_is_needed_moves(dictionary: bool, page: str) -> None:
     assert _moved(file) == before
 
 
+def test_a_small_file_takes_one_request() -> None:
+    file = Memory(written(rows_of(50, (10, 500))))
+    read_all(file)
+    assert file.asked == [(0, file.total)]
+
+
 def test_a_long_footer_takes_two_requests() -> None:
     rows = rows_of(2000, (1, 5))
     data = written(rows, group=2)
@@ -428,6 +434,17 @@ def little_memory(most: int = 64 * 1024**2) -> Iterator[None]:
         pa.set_memory_pool(before)
 
 
+@contextmanager
+def traced(most: int) -> Iterator[None]:
+    """What Python allocates stays below a limit."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] <= most
+    finally:
+        tracemalloc.stop()
+
+
 def test_handmade_files_are_files() -> None:
     data = handmade(page(plain(b"one", b"two"), 2), 2)
     assert pq.read_table(io.BytesIO(data)).column(0).to_pylist() == [
@@ -472,16 +489,29 @@ def test_a_dictionary_that_repeats_a_value_a_million_times() -> None:
         assert dict(images.read(0, {0: "a", 999: "b"})) == {"a": value, "b": value}
 
 
+def test_a_dictionary_as_large_as_its_pages_may_be() -> None:
+    """40 images of 40 MB that are one: one at a time."""
+    value = bytes(40 * 1024**2)
+    first = page(plain(value), 1, kind=2)
+    data = handmade(first + page(b"\1" + varint(40 << 1) + b"\0", 40, encoding=8), 40)
+    with little_memory(4 * len(value)):
+        for _, found in ParquetImages(Memory(data)).read(0, {row: str(row) for row in range(40)}):
+            assert found == value
+
+
+def test_a_dictionary_that_would_be_copied_for_ever() -> None:
+    first = page(plain(bytes(2 * 1024**2)), 1, kind=2)
+    data = handmade(first + page(b"\1" + varint(1_000_000 << 1) + b"\0", 1_000_000, encoding=8), 1_000_000)
+    _refused(data, "a dictionary of at most 1,099,511 bytes")
+
+
 def test_names_that_repeat_a_long_one() -> None:
     """20,000 names of a megabyte, that are one."""
     rows, name = 20_000, b"n" * 1024**2
     first = page(plain(name), 1, kind=2)
     data = handmade(first + page(b"\1" + varint(rows << 1) + b"\0", rows, encoding=8), rows, swapped=True)
-    tracemalloc.start()
-    with little_memory():
+    with traced(64 * 1024**2), little_memory():
         assert dict(ParquetImages(Memory(data)).names()) == {0: [name.decode()] * rows}
-    assert tracemalloc.get_traced_memory()[1] < 64 * 1024**2
-    tracemalloc.stop()
 
 
 def test_a_dictionary_that_claims_a_billion_values() -> None:
@@ -581,10 +611,8 @@ def test_lies_of_pages(pages: bytes) -> None:
 def test_a_footer_that_would_fill_the_memory(groups: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "_MAX_FOOTER_VALUES", parquet._MAX_FOOTER_VALUES // 10)  # tracing takes its time
     data = handmade(page(plain(b"one", b"two"), 2), 2, footer={4: groups})
-    tracemalloc.start()
-    _refused(data, "more values")
-    assert tracemalloc.get_traced_memory()[1] < 2 * len(data) + 20 * 1024**2
-    tracemalloc.stop()
+    with traced(2 * len(data) + 20 * 1024**2):
+        _refused(data, "more values")
 
 
 @pytest.mark.parametrize("each", [[], [{1: 1, 3: 0, 4: b"b"}]])

@@ -54,25 +54,45 @@ def test_all_nine_sources_and_all_their_routes() -> None:
     """Which file comes by which routes, in which order, on a machine with every account."""
     plan = make_plan(RECORDS, OnDisk(), Options(credentials=ALL))
     assert plan.listed == 18
+    assert plan.blocked == ()
     assert {part.source.key: [route.name for route in part.routes] for part in plan.parts} == {
-        "coco": ["s3", "zips"],
-        "cnndetection": ["hf-zip"],
-        "ffhq": ["drive", "hf-zips"],
-        "wikiart": ["drive"],
-        "danbooru": ["drive"],
-        "photozilla": ["drive"],
-        "imaginet": ["drive"],
+        "imagenet": ["kaggle", "kaggle-zip", "hf-parquet", "packed"],
+        "coco": ["s3", "zips", "packed"],
+        "cnndetection": ["hf-zip", "hf-7z", "packed"],
+        "ffhq": ["drive", "hf-zips", "packed"],
+        "wikiart": ["drive", "kaggle", "kaggle-files", "packed"],
+        "danbooru": ["drive", "hf-tars", "packed"],
+        "photozilla": ["drive", "packed"],
+        "journeydb": ["hf-tgz", "packed"],
+        "imaginet": ["drive", "packed"],
     }
-    expected = [s.key for s in SOURCES if s.key not in ("imagenet", "journeydb")]
-    assert [part.source.key for part in plan.parts] == expected
-    blocked = {block.source: block for block in plan.blocked}
-    assert list(blocked) == ["imagenet", "cnndetection", "journeydb"]
-    assert [r.file for r in blocked["cnndetection"].records] == [PATHS["cnndetection"][1]]
-    for key, block in blocked.items():
-        assert block.reason == "not_yet"
-        assert "not yet" in block.why
-        assert f"--from {key}=PATH" in block.remedy
-    assert make_plan(RECORDS, OnDisk(), Options()) == plan  # nothing here needs an account in this version
+    assert "hf-tgz: a stream, read up to the last wanted image: up to 15 GB" in plan.text()
+    assert "hf-7z: by range if it is stored; if not, all of it: about 75 GB to move" in plan.text()
+    assert "packed: by range" not in plan.text()  # a way out, not what was asked for
+    forced = make_plan(RECORDS, OnDisk(), Options(only=("coco",), routes={"coco": "packed"}, credentials=ALL))
+    assert "packed: by range if it is stored; if not, all of it: about 144 GB to move" in forced.text()
+
+
+@pytest.mark.parametrize(
+    ("known", "lost"),
+    [
+        ("", {"imagenet": "kaggle, kaggle-zip, hf-parquet", "journeydb": "hf-tgz"}),
+        ("hf", {"imagenet": "kaggle, kaggle-zip"}),
+        ("kaggle", {"imagenet": "hf-parquet", "journeydb": "hf-tgz"}),
+    ],
+)
+def test_routes_without_the_account_that_they_need_are_left_out(known: str, lost: dict[str, str]) -> None:
+    plan = make_plan(RECORDS, OnDisk(), Options(credentials=frozenset(filter(None, [known]))))
+    got = {part.source.key: [route.name for route in part.routes] for part in plan.parts}
+    for source in SOURCES:
+        gone = [*lost.get(source.key, "").split(", "), *(["packed"] if known != "hf" else [])]
+        left = [route.name for route in source.routes if route.name not in gone]
+        assert got.get(source.key, []) == left
+    for block in plan.blocked:
+        assert got.get(block.source) is None
+        assert block.reason == "access"
+        assert "an account is needed (hf" in block.why
+        assert f"--from {block.source}=PATH" in block.remedy
 
 
 @pytest.mark.parametrize(("key", "route"), [(s.key, route) for s in SOURCES for route in s.routes])
@@ -83,11 +103,15 @@ def test_each_route_when_it_is_forced(key: str, route) -> None:  # type: ignore[
     for path in PATHS[key]:
         if path.split("/")[0] not in route.folders:
             assert refused[path] == "unknown"
-        elif route.reader:
-            assert got[path] == [route.name]
         else:
-            assert refused[path] == "not_yet"
-            assert route.name in next(b.why for b in plan.blocked if path in [r.file for r in b.records])
+            assert got[path] == [route.name]
+
+
+def test_names_that_tell_nothing_are_asked_for_where_kaggle_has_its_files() -> None:
+    here = record("imagenet/ILSVRC/Data/CLS-LOC/train/00000001.png")
+    plan = make_plan([here, record("imagenet/00000002.png")], OnDisk(), Options(credentials=ALL))
+    assert [(part.records, [route.name for route in part.routes]) for part in plan.parts] == [((here,), ["kaggle"])]
+    assert [block.reason for block in plan.blocked] == ["format"]
 
 
 def test_nothing_but_its_arguments_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,9 +67,10 @@ def test_every_source_has_routes_for_all_its_folders() -> None:
         assert source.routes[-1].name == "packed"
         for route in source.routes:
             assert set(route.folders) <= set(source.folders)
-            assert route.reader in ("files", "drive-files", "zip", "")
+            single = ("files", "drive-files", "kaggle-files")
+            assert route.reader in (*single, "zip", "7z", "tgz", "parquet", "tars")
             assert all(set(archive.folders) <= set(route.folders) for archive in route.archives)
-            assert bool(route.archives) or route.reader in ("files", "drive-files")
+            assert bool(route.archives) == (route.reader not in single)
 
 
 def test_the_validation_images_of_progan_come_from_the_right_archive() -> None:
@@ -156,7 +157,7 @@ def test_credentials_are_found_and_never_shown(
     elif where in ("kaggle.json", "access_token"):
         _file(bare / ".kaggle" / where, json.dumps({"username": "me", "key": SECRET}))
     elif where == "KAGGLE_CONFIG_DIR":
-        _file(bare / "elsewhere" / "kaggle.json")
+        _file(bare / "elsewhere" / "kaggle.json", json.dumps({"username": "me", "key": SECRET}))
         monkeypatch.setenv(where, str(bare / "elsewhere"))
     elif where != "nowhere":
         for name in where.split(" and "):

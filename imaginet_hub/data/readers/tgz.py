@@ -62,7 +62,8 @@ class GzipTar:
 
     Attributes:
         resumed_at: the compressed position that this run began at; 0 from the start.
-        repeated: compressed bytes that this run read although an earlier one had (true to 1 MB after a kill).
+        repeated: compressed bytes that this run read although an earlier one had. Never too many; after a kill it may
+            lack what that run had read ahead of its last word (about 10 MB and a member).
     """
 
     def __init__(self, file: File, version: str, state: Path | None, check: Callable[[], None]) -> None:
@@ -350,9 +351,9 @@ def _pax(data: bytes, at: int) -> Iterator[tuple[str, bytes]]:
     start = 0
     while start < len(data) and data[start]:
         space = data.find(b" ", start, start + 12)
-        digits = data[start:space] if space > 0 else b""
+        digits = data[start:space] if space > start else b""
         end = start + int(digits) if digits.isdigit() else 0
-        if not space < end <= len(data) or data[end - 1] != 0x0A:
+        if not start < space < end <= len(data) or data[end - 1] != 0x0A:
             raise _Broken(f"attributes that cannot be read at byte {at:,} of the tar archive")
         keyword, _, value = data[space + 1 : end - 1].partition(b"=")
         yield keyword.decode("utf-8", "surrogateescape"), value

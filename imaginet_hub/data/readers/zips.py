@@ -249,7 +249,7 @@ class ZipFile:
             got = "a stored member of two sizes"
         elif member.offset + _LOCAL.size + member.compressed > self._start:
             got = "one that lies beyond the archive's end"
-        elif member.end and member.offset + _LOCAL.size + member.compressed > member.end:
+        elif member.method == _DEFLATED and 0 < member.end < member.offset + _LOCAL.size + member.compressed:
             got = "one that shares its bytes with the next, as bombs do"
         if got is None:
             return None

@@ -99,7 +99,7 @@ def parquet_jobs(
             f"{human_bytes(moved)} to move"
         )
     jobs = [
-        Job(tuple(rows.values()), images[file].read, (group, rows), 2 * images[file].bytes_of(group))
+        Job(tuple(rows.values()), images[file].read, (group, rows), 3 * images[file].bytes_of(group))
         for (file, group), rows in sorted(groups.items())
     ]
     return [*failing(errors), *jobs]

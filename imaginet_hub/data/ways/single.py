@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 
 from imaginet_hub.data.manifest import Record
-from imaginet_hub.data.matching import imagenet_basename
+from imaginet_hub.data.matching import kaggle_name
 from imaginet_hub.data.readers.hosts import KaggleFile, remote_for
 from imaginet_hub.data.readers.http import Remote, Response
 from imaginet_hub.data.readers.runs import MAX_MEMBER_BYTES
@@ -19,7 +17,7 @@ from imaginet_hub.data.ways.way import Tools
 from imaginet_hub.data.workers import Delivery, Job
 from imaginet_hub.errors import FetchError
 
-__all__ = ["faces_jobs", "files_jobs", "kaggle_jobs", "kaggle_name"]
+__all__ = ["faces_jobs", "files_jobs", "kaggle_jobs"]
 
 
 def files_jobs(tools: Tools, source: Source, route: Route, records: Sequence[Record]) -> list[Job]:
@@ -56,27 +54,14 @@ def kaggle_jobs(tools: Tools, source: Source, route: Route, records: Sequence[Re
 
     def job(record: Record) -> Iterator[Delivery]:
         name = kaggle_name(record.file)
+        if name is None:
+            expected, remedy = "a name that ImageNet gives", f"see --from {source.key}=PATH"
+            raise FetchError("missing", source.key, route.address, expected, record.path, remedy)
         remote = remote_for(f"{route.address}/{name}", source.key, tools.endpoints)
         with _reading(tools, remote) as (data, response):
             yield record.file, remote.checked(data, response) if isinstance(remote, KaggleFile) else data
 
     return [Job((record.file,), job, (record,)) for record in records]
-
-
-@functools.cache
-def kaggle_name(file: str) -> str:
-    """Where Kaggle keeps a file of ROOT, below its route's address.
-
-    >>> kaggle_name("imagenet/ILSVRC/Data/CLS-LOC/train/n01440764/n01440764_10026.JPEG")
-    'train/n01440764/n01440764_10026.JPEG'
-    """
-    parts = PurePosixPath(file).parts
-    if parts[0] != "imagenet":
-        return "/".join(parts[1:])
-    name = imagenet_basename(file) or parts[-1]
-    if name.startswith("ILSVRC2012_"):
-        return f"{name.split('_')[1]}/{name}"
-    return f"train/{name.split('_')[0]}/{name}"
 
 
 @contextlib.contextmanager
