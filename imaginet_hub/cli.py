@@ -86,7 +86,8 @@ def _parser() -> _Parser:
         "fill ROOT with ImagiNet's images, verified; run again, it goes on where it was",
         "imaginet fetch ROOT --only coco,ffhq --split test --dry-run",
         "routes, accounts and terms of each source: imaginet sources\n"
-        'hosts move with HF_ENDPOINT and IMAGINET_ENDPOINTS="coco=http://...,github=...,drive=..."\n\n',
+        "hosts move with HF_ENDPOINT, KAGGLE_API_ENDPOINT and "
+        'IMAGINET_ENDPOINTS="coco=http://...,github=...,drive=..."\n\n',
     )
     fetch.add_argument("root", metavar="ROOT", help="folder to fill, in upstream's layout")
     fetch.add_argument(
@@ -104,10 +105,15 @@ def _parser() -> _Parser:
         action="append",
         default=[],
         metavar="SOURCE=PATH",
-        help="a folder or an archive (ZIP, tar) of that source which you have; may be repeated",
+        help="a folder, an archive (ZIP, tar, 7z) or Parquet files of that source which you have; may be repeated",
     )
     fetch.add_argument(
-        "--route", action="append", default=[], metavar="SOURCE=NAME", help="this route only; may be repeated"
+        "--route",
+        action="append",
+        default=[],
+        metavar="SOURCE=NAME",
+        help="this route only, whatever it costs; may be repeated. Without SOURCE=: for every source that has it "
+        "(--route packed)",
     )
     fetch.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     fetch.add_argument("--limit", type=_positive, metavar="N", help="the first N missing files of each source")
@@ -262,6 +268,26 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, list[str]]:
     return pairs
 
 
+def _routes(given: Sequence[str], only: Sequence[str]) -> dict[str, str]:
+    """`source=name` options, by source; a name alone stands for every source that has such a route."""
+    from imaginet_hub.data.sources import SOURCES
+
+    pairs = []
+    for item in given:
+        if "=" in item or not item:
+            pairs.append(item)
+            continue
+        having = [s.key for s in SOURCES if any(route.name == item for route in s.routes)]
+        if not having:
+            raise UsageError(f"--route: expected SOURCE=NAME, or the name of a route, got {item!r}")
+        pairs += [f"{key}={item}" for key in having if not only or key in only]
+    routes = _pairs("--route", pairs)
+    twice = [source for source, names in routes.items() if len(set(names)) > 1]
+    if twice:
+        raise UsageError(f"--route: expected one route for {twice[0]}, got {', '.join(routes[twice[0]])}")
+    return {source: names[0] for source, names in routes.items()}
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
@@ -344,16 +370,12 @@ def _fetch(args: argparse.Namespace) -> int:
     quiet = getattr(args, "quiet", False)
     if not args.root.strip():
         raise UsageError("ROOT: expected the name of a folder, got nothing")
-    routes = _pairs("--route", args.route)
-    twice = [source for source, names in routes.items() if len(names) > 1]
-    if twice:
-        raise UsageError(f"--route: expected one route for {twice[0]}, got {', '.join(routes[twice[0]])}")
     options = {
         "annotations": args.annotations,
         "only": args.only,
         "split": args.split,
         "own": _pairs("--from", args.own),
-        "routes": {source: names[0] for source, names in routes.items()},
+        "routes": _routes(args.route, args.only),
         "limit": args.limit,
     }
     if args.dry_run:

@@ -86,8 +86,7 @@ def test_the_table_of_sources_is_that_of_the_package() -> None:
         (row,) = re.findall(rf"^\| {source.key}\b.*$", text, re.M)
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[1] == f"{source.train_images:,} + {source.test_images:,}"
-        said = [
-            (name.strip("*"), not name.startswith("*")) for name in re.sub(r" \([^)]*\)", "", cells[2]).split(", ")
-        ]
-        assert said == [(route.name, bool(route.reader)) for route in source.routes]
+        assert re.sub(r" \([^)]*\)", "", cells[2]).split(", ") == [route.name for route in source.routes]
         assert cells[3] == source.commercial_use
+        assert cells[4] == source.exercised
+        assert source.exercised.count(".") == 1 and "only the real" in source.exercised

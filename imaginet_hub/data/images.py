@@ -85,6 +85,7 @@ _DECODED_BYTES = 256 * 1024**2
 
 # What is ordinary: decoding takes about a second at most.
 _ORDINARY_PIXELS = 25_000_000
+_ORDINARY_WEBP_PIXELS = 8_000_000  # which take as much memory as the others' most
 _ORDINARY_SCANNED_PIXELS = 13 * _ORDINARY_PIXELS
 _ORDINARY_JPEG_BYTES = 64 * 1024**2
 _ORDINARY_JPEG_SEGMENTS = 100
@@ -114,6 +115,9 @@ class _Turns:
 
     @contextmanager
     def held(self, count: int) -> Iterator[None]:
+        if not count:
+            yield
+            return
         with self._changed:
             self._changed.wait_for(lambda: self._held == 0 or self._held + count <= self._most)
             self._held += count
@@ -408,7 +412,7 @@ def _ordinary_tiff(data: bytes) -> bool:
 
 def _ordinary_webp(data: bytes) -> bool:
     animated = data[12:16] == b"VP8X" and bool(data[20] & 2)
-    return not animated and _webp_pixels(data) <= _ORDINARY_PIXELS
+    return not animated and _webp_pixels(data) <= _ORDINARY_WEBP_PIXELS
 
 
 def _webp_pixels(data: bytes) -> int:
@@ -453,36 +457,45 @@ def examine(
     """
     if limited and not _ordinary(data):
         return _in_child(data, name, "md5" if pixel_md5 else "facts", check)
-    with _strict_decoder():
+    with _strict_decoder(), _turns.held(_opened_bytes(data)):
         image = _opened(data, name)
         if limited and not _still_ordinary(image):
             return _in_child(data, name, "md5" if pixel_md5 else "facts", check)
-        width, height = image.size
-        if image.format == "JPEG" and not pixel_md5:
+        (width, height), format_ = image.size, str(image.format)
+        if format_ == "JPEG" and not pixel_md5:
             # Every byte is read and entropy-decoded all the same, which is what can fail; only the pixels that
             # nobody looks at are an eighth as many each way.
             image.draft(None, (1, 1))
-        with _turns.held(_decoded_bytes(image, data, width * height, name) + 7 * width * height * pixel_md5):
+        with _turns.held(_decoded_bytes(image, data, width * height, name, 7 * pixel_md5)):
             _decode(image, name)
             md5 = _pixel_md5(image) if pixel_md5 else None
+            del image  # before others have their turn
         return ImageFacts(
             sha256=hashlib.sha256(data).hexdigest(),
             width=width,
             height=height,
-            format=str(image.format),
+            format=format_,
             size=len(data),
             pixel_md5=md5,
         )
 
 
-def _decoded_bytes(image: Image.Image, data: bytes, pixels: int, name: str) -> int:
-    """About what decoding takes in memory; refused if that is too much."""
+def _decoded_bytes(image: Image.Image, data: bytes, pixels: int, name: str, more: int = 0) -> int:
+    """About what decoding takes in memory, and `more` bytes a pixel; refused if decoding takes too much."""
     size = image.width * image.height * _BYTES_PER_PIXEL.get(str(image.format), 4)
     if "progressive" in image.info or (image.format == "JPEG" and data.count(b"\xff\xda") > 1):
         size += pixels * 6  # all coefficients of the picture at its full size, 16 bits each
     if size > MEMORY_LIMIT_BYTES:  # decoders that cannot allocate seldom say so
         raise _too_much_memory(name)
-    return size
+    return 0 if image.format == "WEBP" else size + more * pixels  # a WebP has its turn already
+
+
+def _opened_bytes(data: bytes) -> int:
+    """What an image takes from the moment it is opened: WebP's canvases and copies of its file; of others nothing."""
+    with contextlib.suppress(IndexError, struct.error):
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return _webp_pixels(data) * _BYTES_PER_PIXEL["WEBP"] + 2 * len(data)
+    return 0
 
 
 def _pixel_md5(image: Image.Image) -> str:
@@ -595,7 +608,7 @@ def _too_much_time(name: str) -> ImageError:
 
 def _answer(question: Mapping[str, Any]) -> None:
     """The other process: read the file, limit itself, answer in JSON."""
-    global MEMORY_LIMIT_BYTES
+    global MEMORY_LIMIT_BYTES  # noqa: PLW0603 - of this process, which looks at one file
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _follow(question["parent"])
     name = question["name"]
@@ -665,12 +678,12 @@ def open_image(source: str | os.PathLike[str] | bytes, name: str | None = None) 
 
 def _rgb(data: bytes, name: str, *, limited: bool = True) -> Image.Image:
     """The first frame as RGB; `limited` says that it is decoded within limits, or was."""
-    with _strict_decoder():
+    with _strict_decoder(), _turns.held(_opened_bytes(data)):
         image = _opened(data, name)
         if not limited and not _still_ordinary(image):
             _in_child(data, name, "rgb")
         pixels = image.width * image.height
-        with _turns.held(_decoded_bytes(image, data, pixels, name) + 4 * pixels):
+        with _turns.held(_decoded_bytes(image, data, pixels, name, 4)):
             _decode(image, name)
             try:
                 return image if image.mode == "RGB" else _to_rgb(image)

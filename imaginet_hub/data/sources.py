@@ -102,6 +102,7 @@ class Source:
         tail: how many last parts of a path identify an image within the source, whatever folders come before.
         train_images, test_images: how many of ImagiNet's images it gives.
         mean_bytes: mean size of its images, from the sizes of its archives; None if nobody says.
+        exercised: against which stand-ins its routes were run, and what only the real hosts can show.
         routes: in the order in which they are tried.
         folder_licenses: folders whose terms differ from `license`.
     """
@@ -118,6 +119,7 @@ class Source:
     train_images: int
     test_images: int
     mean_bytes: int | None
+    exercised: str
     routes: tuple[Route, ...] = ()
     folder_licenses: dict[str, str] = field(default_factory=dict)
 
@@ -168,6 +170,9 @@ SOURCES: tuple[Source, ...] = (
         train_images=6000,
         test_images=1500,
         mean_bytes=126_000,  # 6.3 GB of 50,000 validation images
+        exercised="Single files, both layouts of the archive and row groups came from a loopback Kaggle and "
+        "a loopback Hub; only the real ones can show their throttling, today's layout and the "
+        "size of the row groups.",
         routes=(
             Route(
                 "kaggle",
@@ -212,6 +217,8 @@ SOURCES: tuple[Source, ...] = (
         train_images=12000,
         test_images=3000,
         mean_bytes=163_000,  # 815,585,330 bytes of 5,000
+        exercised="Single files and both ZIPs came from a loopback S3; only the real bucket can show TLS, "
+        "throttling and today's objects.",
         routes=(
             # https://images.cocodataset.org answers with a certificate of another name; the bucket itself does not.
             Route("s3", "files", "single files", ("train2017", "val2017"), address="coco:/"),
@@ -242,6 +249,8 @@ SOURCES: tuple[Source, ...] = (
         train_images=12000,
         test_images=3000,
         mean_bytes=104_000,  # 830,792,545 bytes of 8,000
+        exercised="A ZIP, and 7z volumes made in the published layout, came by range from a loopback Hub; "
+        "only the real volumes can show that they are stored.",
         routes=(
             # The link of upstream's README leads to CNNDetection's test archive; the lists name its validation images.
             Route(
@@ -274,6 +283,8 @@ SOURCES: tuple[Source, ...] = (
         train_images=18000,
         test_images=4500,
         mean_bytes=1_367_000,  # 95.7 GB of 70,000
+        exercised="Single files, quota pages and ZIPs came from a loopback Drive and a loopback Hub; only "
+        "the real mirror can show how its members are named.",
         routes=(
             Route("drive", "drive-files", "single files by Google Drive id", ("ffhq",)),
             Route(
@@ -302,6 +313,9 @@ SOURCES: tuple[Source, ...] = (
         train_images=9000,
         test_images=2250,
         mean_bytes=312_000,  # 25.4 GB of 81,444
+        exercised="A loopback Drive and a loopback Kaggle gave ZIPs with names in UTF-8, cp437 and "
+        "mojibake; only the real archives can show which of these they hold, and whether Drive's "
+        "still opens.",
         routes=(
             Route(
                 "drive",
@@ -340,6 +354,8 @@ SOURCES: tuple[Source, ...] = (
         train_images=9000,
         test_images=2250,
         mean_bytes=None,
+        exercised="A loopback Drive gave a ZIP, a loopback Hub indexed tars; only the real ones can show "
+        "that the backup is a ZIP, and whether the originals have ImagiNet's pixels.",
         routes=(
             Route(
                 "drive",
@@ -377,6 +393,8 @@ SOURCES: tuple[Source, ...] = (
         train_images=20000,
         test_images=5000,
         mean_bytes=None,
+        exercised="A loopback Drive gave a ZIP of its layout; only the real link can show that the archive "
+        "is one, and how large.",
         routes=(
             Route(
                 "drive",
@@ -401,6 +419,8 @@ SOURCES: tuple[Source, ...] = (
         train_images=10000,
         test_images=2500,
         mean_bytes=178_000,  # about 15 GB of 84,000
+        exercised="The gated stream came from a loopback Hub, cut, truncated and gone on with; only the "
+        "real one can show where in its 15 GB the wanted images lie.",
         routes=(
             Route(
                 "hf-tgz",
@@ -428,6 +448,7 @@ SOURCES: tuple[Source, ...] = (
         train_images=64000,
         test_images=16000,
         mean_bytes=None,
+        exercised="A loopback Drive gave a ZIP of its layout; only the real link can show that the archive is one.",
         routes=(
             Route(
                 "drive",
