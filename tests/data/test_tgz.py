@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from imaginet_hub.data.readers import tgz
+from imaginet_hub.data.readers import deflate, stream_state, tgz
 from imaginet_hub.data.readers.files import LocalFile, RemoteFile, Span
 from imaginet_hub.data.readers.hosts import PlainFile
 from imaginet_hub.data.readers.http import Cancelled, Http
@@ -116,11 +116,18 @@ def archive(members: dict[str, bytes]) -> bytes:
 @pytest.fixture
 def close_points(monkeypatch: pytest.MonkeyPatch) -> None:
     """Points as often as small archives need them."""
+    make_small(monkeypatch.setattr)
+
+
+SMALL = {"SPACING": 256 * 1024, "PIECE": 32 * 1024, "BLOCK": 64 * 1024, "_REACHED": 32 * 1024, "_WAITING": 4}
+
+
+def make_small(put: Callable[[object, str, int], None] = setattr) -> None:
+    """All modules that know a size learn the small one."""
     for name, value in SMALL.items():
-        monkeypatch.setattr(tgz, name, value)
-
-
-SMALL = {"_SPACING": 256 * 1024, "_PIECE": 32 * 1024, "_BLOCK": 64 * 1024, "_REACHED": 32 * 1024, "_WAITING": 4}
+        for module in (deflate, stream_state, tgz):
+            if hasattr(module, name):
+                put(module, name, value)
 
 
 # --- what is right --------------------------------------------------------------------------------------------------
@@ -169,11 +176,11 @@ def test_levels_and_gzip_members(
     assert results == members
     assert (archive.resumed_at, archive.repeated) == (0, 0)
     points = [point["point"] for point in map(unpacked, state.read_bytes().splitlines()) if "point" in point]
-    assert len(points) >= len(data) / SMALL["_SPACING"] / 3, "too few points to go on from"
+    assert len(points) >= len(data) / SMALL["SPACING"] / 3, "too few points to go on from"
     # Each is true: from there on zlib inflates what the tar archive has.
     for at, bit, out, crc, length, window in points:
         if length:
-            inflate, feed = tgz._resumed(base64.b64decode(window), bit, pressed[at:])
+            inflate, feed = deflate._resumed(base64.b64decode(window), bit, pressed[at:])
             found = inflate.decompress(feed, 100_000)
             assert found and found == data[out : out + len(found)]
             assert crc == zlib.crc32(data[out - length : out])
@@ -190,7 +197,7 @@ def test_inflating_begins_at_any_bit(bit: int) -> None:
     press = zlib.compressobj(6, zlib.DEFLATED, -15, zdict=b"before" * 100)
     pressed = press.compress(truth) + press.flush()
     shifted = (int.from_bytes(pressed, "little") << bit | (1 << bit) - 1).to_bytes(len(pressed) + 1, "little")
-    inflate, feed = tgz._resumed(b"before" * 100, bit, shifted)
+    inflate, feed = deflate._resumed(b"before" * 100, bit, shifted)
     assert inflate.decompress(feed) == truth
     assert inflate.eof
 
@@ -435,9 +442,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from imaginet_hub.data.readers import tgz
-from tests.data.test_tgz import SMALL, Watched, go_on
-for name, value in SMALL.items():
-    setattr(tgz, name, value)
+from tests.data.test_tgz import Watched, go_on, make_small
+make_small()
 data, state, out, log = map(Path, sys.argv[1:5])
 log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 def act(at):
@@ -480,7 +486,7 @@ def test_a_killed_run_is_gone_on_with(
     results, last = run(watched, [*left, "not there"], state)
     assert results == {name: members[name] for name in left}
     overlap = sum(max(0, min(end, reached) - start) for start, end in watched.ranges)
-    ahead = SMALL["_REACHED"] + SMALL["_WAITING"] * SMALL["_BLOCK"] + max(map(len, members.values())) + 64 * 1024
+    ahead = SMALL["_REACHED"] + SMALL["_WAITING"] * SMALL["BLOCK"] + max(map(len, members.values())) + 64 * 1024
     assert overlap - ahead <= last.repeated <= overlap, "it does not tell the truth"
     if not more:
         assert len(watched.ranges) <= 2
