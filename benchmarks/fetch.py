@@ -1,11 +1,13 @@
 """How fast a ROOT is filled and built, next to what else could do it.
 
-    python benchmarks/fetch.py [--small] [--only zip,singles,parquet] [--with FOLDER] [--json FILE]
+    python benchmarks/fetch.py [--small] [--only PARTS] [--pictures FOLDER] [--with FOLDER] [--json FILE]
 
-Three parts: wanted members of a large ZIP64 behind a server with latency; many single files behind the same server;
-Parquet from a ROOT. All data is made on the fly and removed at the end. Every contender is a process of its own, so
-that peak memory is its own; the server is another. Contenders take turns, so that noise hits all of them, and the
-table gives medians. Times are of the work itself: starting Python and importing libraries is left out for everybody.
+The parts: `zip`, wanted members of a large ZIP64 behind a server with latency; `singles`, many single files behind the
+same server; `parquet`, Parquet from a ROOT; and what `hosted.py` has: `sevenzip`, wanted members of a 7z in volumes;
+`tgz`, wanted members of a stream; `tars`, wanted members of tars with an index; `parquet-rows`, wanted rows of Parquet
+files. All data is made on the fly, part by part, and removed. Every contender is a process of its own, so that peak
+memory is its own; the server is another. Contenders take turns, so that noise hits all of them, and the table gives
+medians. Times are of the work itself: starting Python and importing libraries is left out for everybody.
 
 `remotezip` is no dependency of this project. To have it in the table: `pip install --target FOLDER remotezip`, and
 `--with FOLDER`.
@@ -27,14 +29,17 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import hosted
+from pictures import keep, noisy_jpegs, numbered, wanted_names
+
 # Children of a large process start with its peak memory on their account: heavy imports are inside the functions.
 
-PARTS = ("zip", "singles", "parquet")
+PARTS = ("zip", "singles", "parquet", *hosted.PARTS)
 WORKERS = 16
 REPO, COMMIT = "bench/images", "0123456789abcdef" * 2 + "01234567"
 _PIECE = 1024**2
@@ -57,32 +62,17 @@ SMALL = Sizes(members=400, wanted=60, singles=100, images=200, distinct=20)
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-def noisy_jpegs(rng: Any, count: int, width: int, height: int, noise: tuple[float, float]) -> list[bytes]:
-    """Pictures of soft colours under grain: they decode like photographs and do not compress further."""
-    import io
-
-    import numpy as np
-    from PIL import Image
-
-    pictures = []
-    for strength in np.linspace(*noise, count):
-        blots = rng.integers(0, 256, (height // 40, width // 40, 3), dtype=np.uint8)
-        soft = np.asarray(Image.fromarray(blots).resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
-        grain = rng.normal(0, strength, (height, width, 1))
-        out = io.BytesIO()
-        Image.fromarray(np.clip(soft + grain, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=85)
-        pictures.append(out.getvalue())
-    return pictures
+def make_data(folder: Path, part: str, *, small: bool, photographs: str | None) -> dict[str, Any]:
+    """Write what a part needs; return its true sizes."""
+    if part in hosted.PARTS:
+        facts = hosted.make(folder, hosted.SMALL if small else hosted.Sizes(), part, photographs)
+    else:
+        facts = _make_data(folder, SMALL if small else Sizes(), part)
+    os.sync()
+    return facts
 
 
-def numbered(picture: bytes, number: int) -> bytes:
-    """The same picture as another file: a comment after the start marker."""
-    text = b"number %012d" % number
-    return picture[:2] + b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text + picture[2:]
-
-
-def make_data(folder: Path, sizes: Sizes, parts: list[str]) -> dict[str, Any]:
-    """Write what the parts need; return their true sizes."""
+def _make_data(folder: Path, sizes: Sizes, part: str) -> dict[str, Any]:
     import zipfile
 
     import numpy as np
@@ -92,8 +82,7 @@ def make_data(folder: Path, sizes: Sizes, parts: list[str]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     large = noisy_jpegs(rng, sizes.distinct, 640, 480, (4, 18))
     real = "{},0,0,4,8\n"
-    facts: dict[str, Any] = {}
-    if "zip" in parts:
+    if part == "zip":
         names = [f"val2017/{number:012d}.jpg" for number in range(sizes.members)]
         members = ((name, numbered(large[n % len(large)], n)) for n, name in enumerate(names))
         file = write_zip(folder / "origin/zips/val2017.zip", members, zip64=True)
@@ -102,13 +91,8 @@ def make_data(folder: Path, sizes: Sizes, parts: list[str]) -> dict[str, Any]:
         with zipfile.ZipFile(file) as archive:
             body = sum(archive.getinfo(name).compress_size for name in wanted)
             directory = file.stat().st_size - archive.start_dir
-        facts["zip"] = {
-            "bytes": file.stat().st_size,
-            "images": sizes.wanted,
-            "wanted_bytes": body,
-            "directory_bytes": directory,
-        }
-    if "singles" in parts:
+        return {"bytes": file.stat().st_size, "images": sizes.wanted, "needed": body + directory}
+    if part == "singles":
         pictures = [
             *noisy_jpegs(rng, sizes.distinct // 2, 500, 375, (2, 22)),
             *noisy_jpegs(rng, sizes.distinct // 2, 400, 300, (4, 22)),
@@ -120,8 +104,8 @@ def make_data(folder: Path, sizes: Sizes, parts: list[str]) -> dict[str, Any]:
             total += (folder / f"origin/val2017/{number:012d}.jpg").write_bytes(data)
         lines = (real.format(f"val2017/{number:012d}.jpg") for number in range(sizes.singles))
         (folder / "singles.txt").write_text("".join(lines))
-        facts["singles"] = {"bytes": total, "images": sizes.singles}
-    if "parquet" in parts:
+        return {"bytes": total, "images": sizes.singles, "needed": total}
+    if part == "parquet":
         total, rows = 0, ""
         # No name may look like a split's to `imagefolder`, which would take the rest for something else.
         for top in ("wikiart/Realism", "journeydb"):
@@ -136,10 +120,9 @@ def make_data(folder: Path, sizes: Sizes, parts: list[str]) -> dict[str, Any]:
             rows += f"{name},{ids}\n"
         (folder / "lists").mkdir()  # outside of ROOT, so that no contender has to step over it
         (folder / "lists/test_annotations.txt").write_text(rows)
-        facts["parquet"] = {"bytes": total, "images": sizes.images}
         _enter(folder)
-    os.sync()
-    return facts
+        return {"bytes": total, "images": sizes.images, "needed": total}
+    raise ValueError(part)
 
 
 def _enter(folder: Path) -> None:
@@ -149,10 +132,6 @@ def _enter(folder: Path) -> None:
     summary = fetch(folder / "fetched", annotations=folder / "lists/test_annotations.txt")
     if not summary.complete:
         raise RuntimeError(summary.text())
-
-
-def wanted_names(file: Path) -> list[str]:
-    return [line.split(",")[0] for line in file.read_text().splitlines()]
 
 
 # --- server ---------------------------------------------------------------------------------------------------------
@@ -293,7 +272,8 @@ class Peer(asyncio.Protocol):
 async def serve(folder: Path, latency_s: float) -> None:
     origin = Origin(folder, latency_s)
     server = await asyncio.get_running_loop().create_server(lambda: Peer(origin), "127.0.0.1", 0, backlog=256)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    print(json.dumps({"url": url, "endpoints": {"coco": url, "hf": url}}), flush=True)
     await server.serve_forever()
 
 
@@ -343,7 +323,7 @@ def whole_zip(job: dict[str, Any]) -> Work:
                 out.write(piece)
         with zipfile.ZipFile(file) as archive:
             for name in wanted_names(Path(job["list"])):
-                _keep(job, name, archive.read(name))
+                keep(job, name, archive.read(name))
         file.unlink()
 
     return work
@@ -358,7 +338,7 @@ def fsspec_zip(job: dict[str, Any]) -> Work:
     def work() -> None:
         archive = fsspec.filesystem("zip", fo=f"{job['url']}/zips/val2017.zip", target_protocol="http")
         for name in wanted_names(Path(job["list"])):
-            _keep(job, name, archive.cat_file(name))
+            keep(job, name, archive.cat_file(name))
 
     return work
 
@@ -373,7 +353,7 @@ def remotezip_zip(job: dict[str, Any]) -> Work:
             remotezip.RemoteZip(f"{job['url']}/zips/val2017.zip", session=session) as archive,
         ):
             for name in wanted_names(Path(job["list"])):
-                _keep(job, name, archive.read(name))
+                keep(job, name, archive.read(name))
 
     return work
 
@@ -386,7 +366,7 @@ def sequential_singles(job: dict[str, Any]) -> Work:
             for name in wanted_names(Path(job["list"])):
                 response = client.get(f"{job['url']}/{name}")
                 response.raise_for_status()
-                _keep(job, name, response.content)
+                keep(job, name, response.content)
 
     return work
 
@@ -406,12 +386,6 @@ def _hub(job: dict[str, Any], workers: int) -> Work:
         snapshot_download(REPO, repo_type="dataset", local_dir=job["out"], max_workers=workers)
 
     return work
-
-
-def _keep(job: dict[str, Any], name: str, data: bytes) -> None:
-    file = Path(job["out"]) / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(data)
 
 
 def copy_parquet(job: dict[str, Any]) -> Work:
@@ -498,18 +472,21 @@ CONTENDERS: dict[str, dict[str, tuple[Callable[[dict[str, Any]], Work], str]]] =
         "imagefolder1": (imagefolder_1_parquet, "`imagefolder` to Parquet, 1 process"),
         "imagefolder2": (imagefolder_2_parquet, "`imagefolder` to Parquet, 2 processes"),
     },
+    **hosted.CONTENDERS,
 }
-#: They decode every image completely and hash it, or know that this was done; the others take what comes.
-CHECKING = {"ours", "fetched1", "fetched2", "unknown1", "unknown2"}
 
 
-def check_all(folder: Path, threads: int) -> None:
+def checks(name: str) -> bool:
+    """Whether a contender decodes every image and hashes it, or knows that this was done; others take what comes."""
+    return name.startswith(("ours", "fetched", "unknown"))
+
+
+def check_all(files: Iterable[Path], threads: int) -> None:
     """What ours does with every image on the way: decode it completely, and hash it."""
     from concurrent.futures import ThreadPoolExecutor
 
     from imaginet_hub.data.images import examine, read_bytes
 
-    files = list(folder.rglob("*.jpg"))
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(lambda file: examine(read_bytes(file), file.name), files):
             pass
@@ -520,28 +497,30 @@ def run_child(job: dict[str, Any]) -> dict[str, Any]:
     sys.path += job["extra"]
     work = CONTENDERS[job["part"]][job["name"]][0](job)
     import_mb = _peak_mb()
-    before, start = _cpu_s(), time.perf_counter()
+    others_mb, before, start = _peak_mb(resource.RUSAGE_CHILDREN), _cpu_s(), time.perf_counter()
     result = work() or {}
     seconds = time.perf_counter() - start
     cpu_s = _cpu_s() - before
-    # The peak of this process and, if it had processes of its own, the largest of them on top.
-    peak = _peak_mb() + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    # The peak of this process and, if the work had processes of its own, the largest of them on top.
+    largest = _peak_mb(resource.RUSAGE_CHILDREN)
+    peak = _peak_mb() + (largest if largest > others_mb else 0)
     measured = {"seconds": seconds, "cpu_s": cpu_s, "peak_mb": peak, "start_mb": import_mb}
     _is_whole(job)
-    if job["name"] not in CHECKING:
+    if not checks(job["name"]):
         import imaginet_hub.data.images  # noqa: F401
 
         folder = Path(job["root"]) if job["part"] == "parquet" else Path(job["out"])
-        threads = 1 if job["name"].endswith("1") else 2
+        threads = 1 if job["part"] == "parquet" and job["name"].endswith("1") else 2
+        files = [folder / name for name in wanted_names(Path(job["list"]))]
         start = time.perf_counter()
-        check_all(folder, threads)
+        check_all(files, threads)
         measured["check_s"] = time.perf_counter() - start
     return {**measured, **result}
 
 
 def _is_whole(job: dict[str, Any]) -> None:
     """Whether a contender did its work: every image is there."""
-    wanted = len(wanted_names(Path(job["list"])))
+    names = wanted_names(Path(job["list"]))
     files = list((Path(job["out"]) / "built").rglob("*.parquet"))
     if files:
         import pyarrow.parquet as pq
@@ -552,9 +531,9 @@ def _is_whole(job: dict[str, Any]) -> None:
         if size < images:
             raise RuntimeError(f"{job['name']}: {size:,} bytes of Parquet for {images:,} bytes of images")
     else:
-        found = sum(1 for file in Path(job["out"]).rglob("*.jpg") if file.is_file())
-    if found != wanted:
-        raise RuntimeError(f"{job['name']}: {found:,} images instead of {wanted:,}")
+        found = sum((Path(job["out"]) / name).is_file() for name in names)
+    if found != len(names):
+        raise RuntimeError(f"{job['name']}: {found:,} images instead of {len(names):,}")
 
 
 def _busy_s() -> float:
@@ -572,26 +551,30 @@ def _cpu_s() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _peak_mb(who: int = resource.RUSAGE_SELF) -> float:
+    return resource.getrusage(who).ru_maxrss / 1024
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
 class Bench:
-    """Starts the server and the contenders."""
+    """Starts the server of a part and the contenders."""
 
-    def __init__(self, folder: Path, extra: list[str], latency_s: float) -> None:
+    def __init__(self, folder: Path, part: str, facts: dict[str, Any], extra: list[str], latency_s: float) -> None:
         self.folder = folder
+        self.part = part
+        self.facts = facts
         self.extra = extra
+        how = "--mirror" if part in hosted.PARTS else "--serve"
         self.server = subprocess.Popen(
-            [sys.executable, __file__, "--serve", str(folder / "origin"), "--latency-ms", str(latency_s * 1000)],
+            [sys.executable, __file__, how, str(folder / "origin"), "--latency-ms", str(latency_s * 1000)],
             stdout=subprocess.PIPE,
             text=True,
         )
-        port = self.server.stdout.readline().strip() if self.server.stdout else ""
-        self.url = f"http://127.0.0.1:{port}"
+        where = json.loads(self.server.stdout.readline() if self.server.stdout else "")
+        self.url: str = where["url"]
+        self.endpoints: dict[str, str] = where["endpoints"]
 
     def close(self) -> None:
         self.server.terminate()
@@ -602,16 +585,20 @@ class Bench:
             stats: dict[str, float] = json.load(response)
         return stats
 
-    def once(self, part: str, name: str) -> dict[str, Any]:
+    def once(self, name: str) -> dict[str, Any]:
         """One run of one contender."""
+        part = self.part
         out = self.folder / "out"
         out.mkdir()
+        listed = "lists/test_annotations.txt" if part == "parquet" else hosted.list_of(part, name)
         job = {
             "part": part,
             "name": name,
             "url": self.url,
+            "endpoints": self.endpoints,
+            "facts": self.facts,
             "out": str(out),
-            "list": str(self.folder / ("lists/test_annotations.txt" if part == "parquet" else f"{part}.txt")),
+            "list": str(self.folder / listed),
             "root": str(self.folder / "root"),
             "fetched": str(self.folder / "fetched"),
             "extra": self.extra,
@@ -625,25 +612,25 @@ class Bench:
             "HF_HOME": str(out / "hf_home"),
             "NO_PROXY": "127.0.0.1",
         }
-        if part == "singles":
-            environment["HF_ENDPOINT"] = self.url
+        environment |= hosted.environment(self.endpoints)
         os.sync()  # what the run before wrote is not written out on this one's time
         load = os.getloadavg()[0]
         before, busy, own, start = self.stats(), _busy_s(), _cpu_s(), time.perf_counter()
-        child = subprocess.run(
-            [sys.executable, __file__, "--child", json.dumps(job)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        result: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+        result = _told(["--child", json.dumps(job)], environment)
         after, seconds = self.stats(), time.perf_counter() - start
         others = _busy_s() - busy - (_cpu_s() - own) - (after["cpu_s"] - before["cpu_s"])
         shutil.rmtree(out)
         result |= {"part": part, "name": name, "load": load, "others_cores": max(0.0, others / seconds)}
         result |= {f"server_{key}": after[key] - before[key] for key in after}
         return result
+
+
+def _told(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """What this program says, as a process of its own."""
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
 
 
 def available(name: str, extra: list[str]) -> bool:
@@ -653,23 +640,30 @@ def available(name: str, extra: list[str]) -> bool:
     return subprocess.run([sys.executable, "-c", code, *extra], capture_output=True, check=False).returncode == 0
 
 
-def measure(bench: Bench, parts: list[str], repeats: int, names: list[str]) -> list[dict[str, Any]]:
-    runs = []
-    for part in parts:
-        chosen = [n for n in CONTENDERS[part] if available(n, bench.extra) and (not names or n in names)]
-        for turn in range(repeats):
-            for name in chosen:
-                run = bench.once(part, name)
-                runs.append(run)
-                print(
-                    f"{part} {name} {turn + 1}/{repeats}: {run['seconds']:.2f} s, {run['cpu_s']:.2f} s CPU, "
-                    f"{run['peak_mb']:.0f} MB, load before {run['load']:.2f}, others {run['others_cores']:.2f} cores",
-                    file=sys.stderr,
-                )
-    return runs
+def measure(bench: Bench, repeats: int, names: list[str]) -> Iterator[dict[str, Any]]:
+    part = bench.part
+    chosen = [n for n in CONTENDERS[part] if available(n, bench.extra) and (not names or n in names)]
+    for turn in range(repeats):
+        for name in chosen:
+            run = bench.once(name)
+            yield run
+            print(
+                f"{part} {name} {turn + 1}/{repeats}: {run['seconds']:.2f} s, {run['cpu_s']:.2f} s CPU, "
+                f"{run['peak_mb']:.0f} MB, load before {run['load']:.2f}, others {run['others_cores']:.2f} cores",
+                file=sys.stderr,
+            )
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
+
+
+TITLES = {
+    "zip": "### {images:,} members of a ZIP64 of {bytes:,} bytes, {ms:g} ms a request",
+    "singles": "### {images:,} single files, {bytes:,} bytes, {ms:g} ms a request",
+    "parquet": "### Parquet from {images:,} images, {bytes:,} bytes",
+    **hosted.TITLES,
+}
+_MOVED = dict.fromkeys(PARTS, "bytes moved / needed") | hosted.MOVED
 
 
 def tables(runs: list[dict[str, Any]], facts: dict[str, Any], latency_ms: float, repeats: int) -> Iterator[str]:
@@ -697,37 +691,37 @@ def _table(
     def middle(name: str, key: str) -> float:
         return statistics.median(run[key] for run in mine[name])
 
-    yield {
-        "zip": "### {images:,} members of a ZIP64 of {bytes:,} bytes, {ms:g} ms a request",
-        "singles": "### {images:,} single files, {bytes:,} bytes, {ms:g} ms a request",
-        "parquet": "### Parquet from {images:,} images, {bytes:,} bytes",
-    }[part].format(**facts, ms=latency_ms)
+    yield TITLES[part].format(**facts, ms=latency_ms)
     yield ""
-    reference = "copy" if part == "parquet" else "ours"
-    needed = facts["wanted_bytes"] + facts["directory_bytes"] if part == "zip" else facts["bytes"]
-    extra = (
+    local = part == "parquet"
+    heads = (
         ["MB/s", "of the copy's speed"]
-        if part == "parquet"
-        else ["times ours", "at 100 Mbit/s, at least", "bytes moved / needed", "requests"]
+        if local
+        else ["times ours", "at 100 Mbit/s, at least", _MOVED[part], "requests"]
     )
-    yield "| | seconds | with every image decoded and hashed | " + " | ".join([*extra, "CPU s", "peak MB"]) + " |"
-    yield "|---|" + "---:|" * (len(extra) + 4)
+    if part == "tgz":
+        heads[:1] = ["MB/s of the stream", "of tar's", "MB read again"]
+    yield "| | seconds | with every image decoded and hashed | " + " | ".join([*heads, "CPU s", "peak MB"]) + " |"
+    yield "|---|" + "---:|" * (len(heads) + 4)
     for name, several in mine.items():
         seconds = middle(name, "seconds")
         low, high = (pick(run["seconds"] for run in several) for pick in (min, max))
-        checked = (
-            "yes" if name in CHECKING else f"{statistics.median(r['seconds'] + r['check_s'] for r in several):.1f}"
-        )
+        checked = "yes" if checks(name) else f"{statistics.median(r['seconds'] + r['check_s'] for r in several):.1f}"
+        reference = hosted.reference(part, name) if part in hosted.PARTS else "copy" if local else "ours"
         base = middle(reference, "seconds") if reference in mine else float("nan")
-        if part == "parquet":
-            cells = [f"{facts['bytes'] / seconds / 1e6:.0f}", f"{base / seconds:.2f}" if reference in mine else "-"]
+        speed = f"{facts['bytes'] / seconds / 1e6:.0f}"
+        if local:
+            cells = [speed, f"{base / seconds:.2f}"]
         else:
             cells = [
                 f"{seconds / base:.1f}",
                 f"{max(seconds, middle(name, 'server_sent') / 12.5e6):.0f} s",
-                f"{middle(name, 'server_sent') / needed:.3f}",
+                f"{middle(name, 'server_sent') / facts['needed']:.3f}",
                 f"{middle(name, 'server_requests'):,.0f}",
             ]
+        if part == "tgz":
+            again = f"{middle(name, 'again') / 1e6:.1f}" if "again" in several[0] else "-"
+            cells[:1] = ["-", "-", again] if "again" in several[0] else [speed, f"{base / seconds:.2f}", again]
         cells += [f"{middle(name, 'cpu_s'):.1f}", f"{middle(name, 'peak_mb'):.0f}"]
         title = CONTENDERS[part][name][1]
         yield f"| {title} | {seconds:.2f} ({low:.2f} to {high:.2f}) | {checked} | " + " | ".join(cells) + " |"
@@ -743,41 +737,44 @@ def main() -> None:
     parser.add_argument("--with", dest="extra", action="append", default=[], help="a folder to import remotezip from")
     parser.add_argument("--scratch", help="where to make data; default: the system's folder for temporary files")
     parser.add_argument("--json", help="a file for all runs")
-    for hidden in ("--serve", "--child", "--make"):
+    parser.add_argument(
+        "--pictures", help="a folder of JPEGs to fill tgz, tars and Parquet files with; default: made ones"
+    )
+    for hidden in ("--serve", "--mirror", "--child", "--make"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         asyncio.run(serve(Path(args.serve), args.latency_ms / 1000))
         return
+    if args.mirror:
+        hosted.serve(Path(args.mirror), args.latency_ms / 1000)
+        return
     if args.child:
         print(json.dumps(run_child(json.loads(args.child))))
         return
     if args.make:
-        asked = json.loads(args.make)
-        print(json.dumps(make_data(Path(asked["folder"]), Sizes(**asked["sizes"]), asked["parts"])))
+        print(json.dumps(make_data(Path(args.make), args.only, small=args.small, photographs=args.pictures)))
         return
 
     parts = [part for part in args.only.split(",") if part]
     if not set(parts) <= set(PARTS):
         parser.error(f"--only: expected parts of {', '.join(PARTS)}, got {args.only!r}")
     repeats = args.repeats or (1 if args.small else 3)
-    with tempfile.TemporaryDirectory(prefix="imaginet-bench-", dir=args.scratch) as scratch:
-        folder = Path(scratch)
-        (folder / "origin").mkdir()
-        asked = {"folder": scratch, "sizes": asdict(SMALL if args.small else Sizes()), "parts": parts}
-        made = subprocess.run(
-            [sys.executable, __file__, "--make", json.dumps(asked)],
-            env={**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        facts = json.loads(made.stdout.splitlines()[-1])
-        bench = Bench(folder, args.extra, args.latency_ms / 1000)
-        try:
-            runs = measure(bench, parts, repeats, [name for name in args.names.split(",") if name])
-        finally:
-            bench.close()
+    names = [name for name in args.names.split(",") if name]
+    runs: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {}
+    for part in parts:
+        with tempfile.TemporaryDirectory(prefix="imaginet-bench-", dir=args.scratch) as scratch:
+            folder = Path(scratch)
+            (folder / "origin").mkdir()
+            options = ["--small"] * args.small + (["--pictures", args.pictures] if args.pictures else [])
+            quiet = {**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+            facts[part] = _told(["--make", scratch, "--only", part, *options], quiet)
+            bench = Bench(folder, part, facts[part], args.extra, args.latency_ms / 1000)
+            try:
+                runs += measure(bench, repeats, names)
+            finally:
+                bench.close()
     print("\n".join(tables(runs, facts, args.latency_ms, repeats)))
     if args.json:
         Path(args.json).write_text(json.dumps({"facts": facts, "runs": runs}, indent=1) + "\n")

@@ -357,7 +357,7 @@ class _Fetch:
         self._sweep(records)
         if any(top_folder(record) == "ffhq" for record in records):
             self._remark(*self.faces.load(self.lists.place))
-        keeper = Keeper(self.root, ledger, self.faces.listed)
+        keeper = Keeper(self.root, ledger, self.faces.listed, self.http.check)
         summary.damaged = self._adopt(plan.unverified, disk, keeper, summary)
         # What is there is verified now; what turned out damaged is missing after all.
         files = {path: state for path, state in disk.files.items() if path not in summary.damaged}

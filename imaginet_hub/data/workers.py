@@ -74,6 +74,9 @@ class Workers:
                     raise
                 except FetchError as error:
                     result = error
+            if isinstance(result, FetchError):
+                # It is kept until the run ends; what it could tell of frames would keep the bad bytes, too.
+                result.__traceback__ = result.__cause__ = result.__context__ = None
             with telling:
                 if counts:
                     breaker.saw(result)

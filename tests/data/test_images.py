@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from imaginet_hub.data import images
+from imaginet_hub.data import effort, images
 from imaginet_hub.data.images import MAX_PIXELS, examine, open_image, read_bytes
 from imaginet_hub.errors import ImageError
 from tests.conftest import image_bytes
@@ -262,7 +262,7 @@ def test_a_process_of_its_own_finds_the_same(
     data = image_bytes(3, (50, 40), format_, "RGBA" if format_ == "PNG" else "RGB")
     here = examine(data, "x", pixel_md5=True, limited=False)
     assert here.pixel_md5 == hashlib.md5(Image.open(io.BytesIO(data)).convert("RGB").tobytes()).hexdigest()
-    monkeypatch.setattr(images, "_ordinary", lambda data: False)
+    monkeypatch.setattr(effort, "ordinary", lambda data: False)
     assert examine(data, "x", pixel_md5=True) == here
     assert examine(data, "x").pixel_md5 is None
     opened = open_image(data)
@@ -295,14 +295,14 @@ def test_frames_are_counted_as_pillow_counts_them() -> None:
     for number in (1, 2, 7, 30):
         few = FRAMES[:number]
         gif = saved(few[0], "GIF", save_all=True, append_images=few[1:], comment=b"c" * 700)
-        assert images._gif_frames(gif) == Image.open(io.BytesIO(gif)).n_frames == number  # type: ignore[attr-defined]
+        assert effort.gif_frames(gif) == Image.open(io.BytesIO(gif)).n_frames == number  # type: ignore[attr-defined]
         few = [picture.copy() for picture in few]
-        assert images._tiff_frames(saved(few[0], "TIFF", save_all=True, append_images=few[1:])) == number
+        assert effort.tiff_frames(saved(few[0], "TIFF", save_all=True, append_images=few[1:])) == number
     big = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16) + struct.pack("<QQ", 0, 32) + struct.pack("<QQ", 0, 0)
-    assert images._tiff_frames(big) == 2
+    assert effort.tiff_frames(big) == 2
     for data in (b"II*\0", b"MM\0*" + bytes(4), tiny_tiff(8), tiny_tiff(0xFFFFFFF0)):
-        assert images._tiff_frames(data) <= 1
-    assert images._gif_frames(b"GIF89a" + b"\xff" * 7) == 0
+        assert effort.tiff_frames(data) <= 1
+    assert effort.gif_frames(b"GIF89a" + b"\xff" * 7) == 0
     assert examine(tiny_tiff(8), "circle").width == 16
 
 

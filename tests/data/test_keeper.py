@@ -117,7 +117,7 @@ def test_every_place_that_failed_is_named(published: Published, tmp_path: Path) 
                 mirror, tmp_path / "root", ["coco"], endpoints=endpoints, own={"coco": tmp_path / "mine"}
             )
     error = summary.missing[FIRST]
-    assert error.reason == "access"  # as S3 answers for what is not there; and not "missing", of the empty folder
+    assert error.reason == "status"  # not "access", as S3 answers for what is not there, nor "missing", of the folder
     for word in ("HTTP 503", "zips/val2017.zip", "HTTP 403", str(tmp_path / "mine")):
         assert word in str(error)
 

@@ -13,7 +13,7 @@ from imaginet_hub.data.readers.hosts import remote_for
 from imaginet_hub.data.readers.tgz import GzipTar
 from imaginet_hub.data.sources import Archive, Source
 from imaginet_hub.data.units import human_bytes
-from imaginet_hub.data.ways.way import Tools
+from imaginet_hub.data.ways.way import Tools, unmatched
 from imaginet_hub.data.workers import Delivery, Job
 from imaginet_hub.errors import FetchError
 
@@ -66,8 +66,10 @@ def _stream(
                 yield path, result
             else:
                 failed[path] = result
+        for path, record in left.items():
+            if path not in failed:
+                failed[path] = unmatched(finder, record, file.error, file.remedy)
         if not left:
             return
-    for path, record in left.items():
-        expected = f"a member for {record.path}"
-        yield path, failed.get(path) or files[-1][1].error("missing", expected, "none", files[-1][1].remedy)
+    for path in left:
+        yield path, failed[path]
