@@ -436,6 +436,20 @@ def test_little_is_read_ahead(archive: bytes, members: dict[str, bytes], close_p
     reading.close()
 
 
+def test_what_expands_like_a_bomb_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies before it was delivered; a picture that is flat does not count as one."""
+    members = {"a.jpg": bytes(range(256)) * 40, "zeros": bytes(40_000_000), "b.jpg": b"b"}
+    pressed = gzip.compress(packed(members))
+    assert run(Watched(pressed), ["a.jpg", "b.jpg"])[0] == {name: members[name] for name in ("a.jpg", "b.jpg")}
+    monkeypatch.setattr(deflate, "_BOMB_BYTES", 10_000_000)
+    results: Results = {}
+    archive = GzipTar(Watched(pressed), "v", None, go_on)
+    with pytest.raises(FetchError, match=r"expand to .* as a bomb does") as caught:
+        results.update(archive.read(lambda name: [name] if name != "zeros" else [], ["a.jpg", "b.jpg"]))
+    assert caught.value.reason == "corrupt"
+    assert not inflating()
+
+
 # --- going on -------------------------------------------------------------------------------------------------------
 
 KILLED = """

@@ -23,6 +23,7 @@ from imaginet_hub.data.readers import zips
 from imaginet_hub.data.readers.files import LocalFile, RemoteFile
 from imaginet_hub.data.readers.hosts import Endpoints, PlainFile, remote_for
 from imaginet_hub.data.readers.http import Http
+from imaginet_hub.data.readers.local import tars_in
 from imaginet_hub.data.readers.runs import plan_runs
 from imaginet_hub.data.readers.zips import Member, ZipFile
 from imaginet_hub.demo.mirror import Mirror
@@ -721,3 +722,36 @@ def test_random_bytes_raise_nothing_but_our_own() -> None:
 def test_the_limit_of_a_member_is_what_it_says() -> None:
     file = Memory(hostile(size=zips.MAX_MEMBER_BYTES + 1, compressed=zips.MAX_MEMBER_BYTES + 1))
     assert f"{zips.MAX_MEMBER_BYTES:,}" in str(unpack(file)["b"])
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+def test_a_large_member_as_a_file(deflate: bool, tmp_path: Path) -> None:
+    """A tar archive inside a ZIP archive, read from any place."""
+    inner = random.Random(1).randbytes(3_000_000)
+    write_zip(tmp_path / "a.zip", [Made("x", b"x"), Made("inner.tar", inner, deflate), Made("y", b"y")])
+    archive = ZipFile(LocalFile(tmp_path / "a.zip", "imagenet"))
+    member = tars_in(archive)["inner.tar"]
+    file = archive.data(member)
+    assert file.size() == len(inner)
+    for start, end in ((0, len(inner)), (0, 1), (1_999_999, 2_000_001), (len(inner) - 5, len(inner)), (7, 7)):
+        assert b"".join(file.stream(start, end)) == inner[start:end]
+    with pytest.raises(FetchError):
+        list(file.stream(0, len(inner) + 1))
+
+
+def test_a_large_member_that_cannot_be_read(tmp_path: Path) -> None:
+    write_zip(tmp_path / "a.zip", [Made("zeros.tar", bytes(5_000_000), True)])
+    archive = ZipFile(LocalFile(tmp_path / "a.zip", "imagenet"))
+    with pytest.raises(FetchError, match=r"5,000,000 bytes packed into"):
+        archive.data(tars_in(archive)["zeros.tar"])
+    inner = random.Random(1).randbytes(100_000)
+    write_zip(tmp_path / "b.zip", [Made("inner.tar", inner, True)])
+    data = bytearray((tmp_path / "b.zip").read_bytes())
+    data[50_000:50_100] = bytes(100)
+    (tmp_path / "b.zip").write_bytes(data)
+    archive = ZipFile(LocalFile(tmp_path / "b.zip", "imagenet"))
+    file = archive.data(tars_in(archive)["inner.tar"])
+    try:  # deflate has no checksum of its own; what reads the stream has
+        assert b"".join(file.stream(0, len(inner))) != inner
+    except FetchError as error:
+        assert error.reason == "corrupt"

@@ -20,12 +20,14 @@ import numpy as np
 __all__ = ["BLOCK", "PIECE", "SPACING", "START", "WINDOW", "Broken", "Compressed", "Point", "inflated"]
 
 #: Bytes of output between two points: what a killed run repeats at most, against 43 KB of state for each.
-SPACING = 64 * 1024**2
+SPACING = 32 * 1024**2
 #: What is inflated at a time, and at most what comes of it at a time.
 PIECE, BLOCK = 256 * 1024, 1024**2
 #: Where no block is found within so much, none is looked for until the next point is due.
 _SEARCHED = 2 * 1024**2
 WINDOW = 32 * 1024
+#: Images hardly compress. What has expanded so much, and so many times, is made to keep its reader busy.
+_BOMB_RATIO, _BOMB_BYTES = 100, 1024**3
 _MAX_HEADER = 1024**2
 _RAW = -zlib.MAX_WBITS
 
@@ -176,6 +178,8 @@ def inflated(source: Compressed, point: Point, last: int) -> Iterator[tuple[byte
                 data, full = inflate.unconsumed_tail, len(block) == BLOCK
                 out, length, crc = out + len(block), length + len(block), zlib.crc32(block, crc)
                 tail = block[-WINDOW:] if len(block) >= WINDOW else (tail + block)[-WINDOW:]
+                if out > _BOMB_RATIO * source.position + _BOMB_BYTES:
+                    raise Broken(f"{source.position:,} bytes that expand to {out:,} and more, as a bomb does")
                 if block:
                     yield block, new
                     new = None

@@ -35,6 +35,8 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _STORED, _DEFLATED = 0, 8
+#: An archive of images hardly shrinks once more.
+_MAX_RATIO = 100
 #: More than any file has; fits 64 bits.
 _BEYOND = 2**63
 _MAX_END_RECORDS = 64
@@ -277,8 +279,12 @@ class ZipFile:
         Raises:
             FetchError: reason "corrupt": it is encrypted, a link, or packed in another way.
         """
+        got = None
         if member.flags & 1 or stat.S_ISLNK(member.attributes >> 16) or member.method not in (_STORED, _DEFLATED):
             got = "an encrypted one, a link, or another method"
+        elif member.size > _MAX_RATIO * (member.compressed + 1):
+            got = f"{member.size:,} bytes packed into {member.compressed:,}"
+        if got is not None:
             expected = f"a stored or deflated member {member.shown!r}"
             raise self.file.error("corrupt", expected, got, self.file.remedy)
         header = self._bytes(member.offset, member.offset + _LOCAL.size)
