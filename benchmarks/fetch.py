@@ -708,20 +708,22 @@ def _table(
         low, high = (pick(run["seconds"] for run in several) for pick in (min, max))
         checked = "yes" if checks(name) else f"{statistics.median(r['seconds'] + r['check_s'] for r in several):.1f}"
         reference = hosted.reference(part, name) if part in hosted.PARTS else "copy" if local else "ours"
-        base = middle(reference, "seconds") if reference in mine else float("nan")
-        speed = f"{facts['bytes'] / seconds / 1e6:.0f}"
+        base = middle(reference, "seconds") if reference in mine else None
+        speed, share = f"{facts['bytes'] / seconds / 1e6:.0f}", f"{base / seconds:.2f}" if base else "-"
+        sent = middle(name, "server_sent") if not local else 0
+        cells = [
+            f"{max(seconds, sent / 12.5e6):.0f} s",
+            f"{sent / facts['needed']:.3f}",
+            f"{middle(name, 'server_requests'):,.0f}",
+        ]
         if local:
-            cells = [speed, f"{base / seconds:.2f}"]
+            cells = [speed, share]
+        elif part != "tgz":
+            cells = [f"{seconds / base:.1f}" if base else "-", *cells]
+        elif "again" in several[0]:  # the time is that of a part of the stream
+            cells = ["-", "-", f"{middle(name, 'again') / 1e6:.1f}", *cells]
         else:
-            cells = [
-                f"{seconds / base:.1f}",
-                f"{max(seconds, middle(name, 'server_sent') / 12.5e6):.0f} s",
-                f"{middle(name, 'server_sent') / facts['needed']:.3f}",
-                f"{middle(name, 'server_requests'):,.0f}",
-            ]
-        if part == "tgz":
-            again = f"{middle(name, 'again') / 1e6:.1f}" if "again" in several[0] else "-"
-            cells[:1] = ["-", "-", again] if "again" in several[0] else [speed, f"{base / seconds:.2f}", again]
+            cells = [speed, share, "-", *cells]
         cells += [f"{middle(name, 'cpu_s'):.1f}", f"{middle(name, 'peak_mb'):.0f}"]
         title = CONTENDERS[part][name][1]
         yield f"| {title} | {seconds:.2f} ({low:.2f} to {high:.2f}) | {checked} | " + " | ".join(cells) + " |"

@@ -1,6 +1,6 @@
-"""The containers of part two of `fetch.py`: 7z in volumes, a tgz, indexed tars, Parquet files, all on a Hub.
+"""Parts of `fetch.py` whose containers a Hub has: 7z in volumes, a tgz, tars with an index, Parquet files.
 
-They are served by the mirror that the tests have: redirects to signed addresses, listings, 20 ms before every answer.
+They are served by the mirror that the tests have, with its redirects to signed addresses and its listings.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def make(folder: Path, sizes: Sizes, part: str, photographs: str | None) -> dict
     rng, chance = np.random.default_rng(0), random.Random(0)
     hub = folder / "origin" / "hf"
     if part == "sevenzip":
-        return _make_sevenzip(folder, hub, sizes, noisy_pngs(rng, sizes.distinct, 256, 256, (2, 11)), chance)
+        return _make_sevenzip(folder, hub, sizes, noisy_pngs(rng, sizes.distinct, 256, 256, (1, 3)), chance)
     pictures = jpegs(photographs, rng, sizes.distinct)
     made: Callable[..., dict[str, Any]] = {"tgz": _make_tgz, "tars": _make_tars, "parquet-rows": _make_parquet}[part]
     return made(folder, hub, sizes, pictures, chance)
@@ -296,13 +296,17 @@ def seven_zip() -> str | None:
     return next(filter(None, map(shutil.which, ("7z", "7zz", "7za"))), None)
 
 
-def tar_stream(job: Job) -> Work:
-    """Every image of the stream, verified by nobody."""
+def tar_stream(job: Job, *, every: bool) -> Work:
+    """GNU tar and gzip; every image of the stream, or those of the list."""
 
     def work() -> None:
         target = Path(job["out"]) / "journeydb"
         target.mkdir()
         command = ["tar", "xzf", "-", "-C", str(target), "--strip-components=1"]
+        if not every:
+            names = target.with_name(".wanted")
+            names.write_text("".join(f"000/{Path(name).name}\n" for name in wanted_names(Path(job["list"]))))
+            command += ["-T", str(names)]
         with (
             urllib.request.urlopen(_address(job, _JOURNEY, _TGZ)) as response,
             subprocess.Popen(command, stdin=subprocess.PIPE) as tar,
@@ -451,7 +455,8 @@ CONTENDERS: dict[str, dict[str, tuple[Callable[[Job], Work], str]]] = {
     },
     "tgz": {
         "ours": (functools.partial(ours, source="journeydb", route="hf-tgz"), "`fetch`, route `hf-tgz`"),
-        "tar": (tar_stream, "`tar xzf -` of the same stream, every image"),
+        "tar": (functools.partial(tar_stream, every=True), "`tar xzf -` of the same stream, every image"),
+        "tar-list": (functools.partial(tar_stream, every=False), "`tar xzf - -T` of the same stream, wanted images"),
         "tarfile": (tarfile_stream, "Python's `tarfile` on the same stream"),
         "ours-killed": (
             functools.partial(ours_killed, source="journeydb", route="hf-tgz"),

@@ -21,7 +21,7 @@ __all__ = ["Delivery", "Fatal", "Job", "Memory", "Workers"]
 _ENOUGH = 5
 _SHARED_REASONS = ("network", "access", "quota", "status", "format", "range")
 #: What all threads together may hold of archive members.
-_HELD_BYTES = 64 * 1024**2
+_HELD_BYTES = 128 * 1024**2
 _HOSTILE = (OSError, ValueError, ArithmeticError, LookupError, EOFError, MemoryError, struct.error, zlib.error)
 
 Delivery = tuple[str, bytes | FetchError]

@@ -12,6 +12,7 @@ repeat one value for ever. (Format: README.md and parquet.thrift of apache/parqu
 from __future__ import annotations
 
 import contextlib
+import mmap
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -108,6 +109,16 @@ class ParquetImages:
         wanted = sorted((row for row in rows if 0 <= row < chunk.rows), reverse=True)
         if not wanted:
             return
+        try:
+            yield from self._images(chunk, rows, wanted)
+        finally:
+            pa.default_memory_pool().release_unused()
+
+    def _images(
+        self, chunk: _Chunk, rows: Mapping[int, str], wanted: list[int]
+    ) -> Iterator[tuple[str, bytes | FetchError]]:
+        """Those of `wanted`, which has the last row first."""
+        group = chunk.group
         reader, dictionary_bytes = self._reader(chunk)
         together = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, dictionary_bytes)))
         batches = reader.iter_batches(together, use_threads=False)
@@ -192,7 +203,7 @@ class ParquetImages:
     def _reader(self, chunk: _Chunk) -> tuple[pq.ParquetFile, int]:
         """What decodes a column chunk, once nothing speaks against it, and how large its dictionary is."""
         footer, end = chunk.footer(), 4 + chunk.length
-        alone = bytearray(end + len(footer))
+        alone = mmap.mmap(-1, end + len(footer))  # which goes back to the system, as the heaps of threads do not
         alone[:4], alone[end:] = b"PAR1", footer
         data = memoryview(alone)[4:end]
         self._read_into(data, chunk.start)
