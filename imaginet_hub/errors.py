@@ -65,7 +65,7 @@ class FetchError(ImagiNetError):
 
     Attributes:
         reason: a short word: network | status | missing | access | quota | range | changed | corrupt |
-            format | disk | offline | busy | not_yet | incomplete.
+            format | disk | offline | busy | cost | incomplete.
         source: the key of the source.
     """
 

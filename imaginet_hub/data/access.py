@@ -41,26 +41,37 @@ def kaggle_authorization() -> str | None:
     """The Authorization header for Kaggle, from where Kaggle's own tools look, in their order; None if there is none.
 
     KAGGLE_API_TOKEN (a token, or a file that holds one), ~/.kaggle/access_token, KAGGLE_USERNAME with KAGGLE_KEY,
-    kaggle.json in KAGGLE_CONFIG_DIR, ~/.kaggle or ~/.config/kaggle.
+    kaggle.json in KAGGLE_CONFIG_DIR, or else in ~/.kaggle or ~/.config/kaggle.
     """
     home = Path.home()
     said = os.environ.get("KAGGLE_API_TOKEN", "").strip()
-    token = (_text_of(Path(said)) or said) if said else ""
+    token = _text_of(Path(said)) if _is_file(said) else said
     for name in ("access_token", "access_token.txt"):
         token = token or _text_of(home / ".kaggle" / name)
     if token:
         return f"Bearer {token}"
-    user, key = os.environ.get("KAGGLE_USERNAME", ""), os.environ.get("KAGGLE_KEY", "")
+    user, key = os.environ.get("KAGGLE_USERNAME", "").strip(), os.environ.get("KAGGLE_KEY", "").strip()
     given = os.environ.get("KAGGLE_CONFIG_DIR")
-    for folder in [Path(given)] if given else [home / ".kaggle", home / ".config" / "kaggle"]:
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+    for folder in [Path(given)] if given else [home / ".kaggle", config / "kaggle"]:
         if user and key:
             break
         try:
             pair = json.loads(_text_of(folder / "kaggle.json"))
-            user, key = str(pair["username"]), str(pair["key"])
-        except (ValueError, TypeError, LookupError, RecursionError):
+            user, key = pair["username"].strip(), pair["key"].strip()
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             continue
-    return f"Basic {base64.b64encode(f'{user}:{key}'.encode()).decode()}" if user and key else None
+    if not (user and key):
+        return None
+    return f"Basic {base64.b64encode(f'{user}:{key}'.encode(errors='surrogateescape')).decode()}"
+
+
+def _is_file(name: str) -> bool:
+    """Whether it names a file; a long token cannot."""
+    try:
+        return bool(name) and Path(name).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _text_of(file: Path) -> str:

@@ -30,6 +30,14 @@ __all__ = ["OWN", "Blocked", "OnDisk", "Options", "Part", "Plan", "make_plan"]
 
 #: A hundred images of ImageNet.
 _GROUP_BYTES = 11_000_000
+#: What says where the members of a tar archive of Danbooru are; there are a thousand of both.
+_INDEX_BYTES, _INDEXES = 1_000_000, 1000
+#: How to get an account.
+_ACCOUNTS = {
+    "hf": "create a token at https://huggingface.co/settings/tokens and run `hf auth login` (or set HF_TOKEN)",
+    "kaggle": "create a token at https://www.kaggle.com/settings and set KAGGLE_API_TOKEN (or KAGGLE_USERNAME and "
+    "KAGGLE_KEY)",
+}
 #: The route of files that the user has.
 OWN = "own"
 
@@ -141,6 +149,12 @@ class Part:
                 found.append(
                     f"{route.name}: row groups of about a hundred images, for each that holds one: up to about "
                     f"{human_bytes(most)}"
+                )
+            elif route.reader == "tars":
+                count = min(_INDEXES, len(self.records))
+                found.append(
+                    f"{route.name}: an index of about {human_bytes(_INDEX_BYTES)} for each archive that holds one: up "
+                    f"to about {human_bytes(count * _INDEX_BYTES)}"
                 )
             elif route.reader == "7z" and (len(self.routes) == 1 or route.name != PACKED):
                 found.append(
@@ -362,5 +376,7 @@ def _ways(source: Source | None, record: Record, options: Options) -> tuple[Rout
     allowed = tuple(r for r in routes if r.credential is None or r.credential in options.credentials)
     if allowed or have_own:
         return allowed
-    names = " or ".join(sorted({str(r.credential) for r in routes}))
-    return _No("access", f"an account is needed ({names})", f"`imaginet sources` tells how; or {bring}")
+    first = {str(route.credential): route for route in reversed(routes)}
+    hows = [f"for {name}, {_ACCOUNTS[name]}, and accept the terms on {first[name].click}" for name in sorted(first)]
+    remedy = f"{'; or '.join(hows)} (`imaginet sources` tells more); or {bring}"
+    return _No("access", f"an account is needed ({' or '.join(sorted(first))})", remedy)

@@ -653,7 +653,9 @@ def test_the_command(
         (["--only", "coco,fhq"], 2, "did you mean ffhq?"),
         (["--route", "coco=zip"], 2, "did you mean zips?"),
         (["--route", "cocoa=zips"], 2, "did you mean coco?"),
-        (["--route", "coco"], 2, "SOURCE=..."),
+        (["--route", "coco"], 2, "SOURCE=NAME, or the name of a route"),
+        (["--route", "pakced"], 2, "SOURCE=NAME, or the name of a route"),
+        (["--route", "s3", "--route", "coco=zips"], 2, "one route for coco"),
         (["--route", "coco="], 2, "SOURCE=..."),
         (["--route", "coco=s3", "--route", "coco=zips"], 2, "one route for coco"),
         (["--route", "coco=own"], 2, "--from coco=PATH"),
@@ -693,6 +695,20 @@ def test_wrong_command_lines(
     assert said in captured.err
     assert captured.err.count("\n") <= 3
     assert not (tmp_path / "root").exists() or not list((tmp_path / "root").rglob("*.jpg"))
+
+
+def test_a_route_alone_stands_for_every_source_that_has_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in ACCOUNTS.items():
+        monkeypatch.setenv(name, value)
+    command = ["fetch", str(tmp_path / "root"), "--annotations", str(world.lists), "--dry-run", "--json", "--route"]
+    assert main([*command, "packed"]) == 0
+    planned = json.loads(capsys.readouterr().out)["fetch"]
+    assert {item["source"]: item["routes"] for item in planned} == {source.key: ["packed"] for source in SOURCES}
+    assert main([*command, "kaggle", "--only", "wikiart,coco"]) == 0
+    planned = json.loads(capsys.readouterr().out)["fetch"]
+    assert {item["source"]: item["routes"][0] for item in planned} == {"coco": "s3", "wikiart": "kaggle"}
 
 
 def test_the_lists_that_are_named_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

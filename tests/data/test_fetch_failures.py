@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import itertools
@@ -762,24 +763,32 @@ def test_upstreams_list_must_be_upstreams(
 
 
 def test_secrets_stay_secret(published: Published, mirror: Mirror, tmp_path: Path) -> None:
-    """A token, passwords in addresses and in a proxy, signatures: in no output, no file, no request to others."""
-    secrets = ("SENTINELTOKEN", "SENTINELPASSWORD", "Signature=", "SENTINELPROXY")
+    """Tokens, keys, passwords in addresses and in a proxy, signatures: in no output, file, or request to others."""
+    basic = base64.b64encode(b"reader:SENTINELKEY").decode()
+    secrets = ("SENTINELTOKEN", "SENTINELPASSWORD", "Signature=", "SENTINELPROXY", "SENTINELKEY", basic)
     mirror.gated = {HUB: "hf_SENTINELTOKEN"}
+    mirror.kaggle = {"reader": "SENTINELKEY"}
     mirror.fault = chain(
         always("/val2017/000000000001.jpg", Fault(status=500)),
         always("/val2017/000000000002.jpg", Fault(redirect_to=f"{mirror.cdn}/elsewhere?Signature=x")),
         members(published, "cnndetection", Fault(status=404), 1),
         always(FFHQ, Fault(status=403)),
         always(WIKIART, Fault(page="quota")),
+        # What Kaggle is sent, it repeats; and a redirect leads elsewhere.
+        always("painter_picture-1", Fault(status=403, body=json.dumps({"message": f"no {basic}"}).encode())),
+        always("painter_picture-2", Fault(redirect_to=f"{mirror.cdn}/elsewhere?Signature=x")),
+        always("wikiart/archive.zip", Fault(status=403), host="gcs"),
     )
-    with_password = {
-        name: value.replace("://", "://user:SENTINELPASSWORD@") for name, value in mirror.endpoints.items()
-    }
+    bases = {name: value for name, value in mirror.endpoints.items() if name not in ("hf", "kaggle")}
+    with_password = {name: value.replace("://", "://user:SENTINELPASSWORD@") for name, value in bases.items()}
     environment = {
         **os.environ,
         "HF_TOKEN": "hf_SENTINELTOKEN",
         "HF_ENDPOINT": mirror.endpoints["hf"],
-        "IMAGINET_ENDPOINTS": ",".join(f"{n}={v}" for n, v in with_password.items() if n != "hf"),
+        "KAGGLE_USERNAME": "reader",
+        "KAGGLE_KEY": "SENTINELKEY",
+        "KAGGLE_API_ENDPOINT": f"{mirror.endpoints['kaggle']}/api/v1",
+        "IMAGINET_ENDPOINTS": ",".join(f"{name}={base}" for name, base in with_password.items()),
         "HTTPS_PROXY": "http://user:SENTINELPROXY@127.0.0.1:9",
         "PYTHONPATH": os.pathsep.join((os.environ.get("PYTHONPATH", ""), str(Path.cwd()))),
     }
@@ -792,7 +801,12 @@ def test_secrets_stay_secret(published: Published, mirror: Mirror, tmp_path: Pat
         "sys.exit(main(sys.argv[1:]))"
     )
     base = [sys.executable, "-c", code, "fetch", str(tmp_path), "--annotations", str(published.lists), "--debug"]
-    for more in (["--only", "coco,cnndetection,ffhq,wikiart", "--json"], ["--only", "hf_x"]):
+    # One route each, so that something is missing in the end.
+    routes = ["coco=s3", "cnndetection=hf-zip", "ffhq=hf-zips", "wikiart=kaggle-files"]
+    forced = [word for route in routes for word in ("--route", route)]
+    everything = ["--only", "coco,cnndetection,ffhq,wikiart", "--json"]
+    archive = ["--only", "wikiart", "--route", "wikiart=kaggle", "--json"]
+    for more in ([*everything, *forced], archive, everything, ["--only", "hf_x"]):
         done = subprocess.run([*base, *more], env=environment, capture_output=True, text=True, check=False)
         assert done.returncode in (0, 1), done.stderr[-2000:]
         for secret in secrets:
@@ -800,17 +814,20 @@ def test_secrets_stay_secret(published: Published, mirror: Mirror, tmp_path: Pat
             assert secret not in done.stderr
         if "coco" in more[1]:
             assert "HTTP Request" in done.stderr, "the test is of what is logged"
-            assert len(json.loads(done.stdout)["missing"]) >= 3
+            assert len(json.loads(done.stdout)["missing"]) >= (3 if more[-1] == routes[-1] else 0)
     for file in tmp_path.rglob("*"):
         if file.is_file() and file.suffix not in (".jpg", ".png"):
             assert not any(secret in file.read_text(errors="replace") for secret in secrets), file
     for request in mirror.requests:
         told_to = json.dumps([request.path, request.query, request.headers])
         assert ("SENTINELTOKEN" in told_to) <= (request.host == "hf")
+        assert (basic in told_to) <= (request.host == "kaggle")
         assert "SENTINELPROXY" not in told_to
         if "authorization" in request.headers:
             assert request.headers["authorization"].startswith("Bearer" if request.host == "hf" else "Basic")
-            assert request.host != "cdn"
+            assert request.host not in ("cdn", "gcs")
+    assert any(basic in request.headers.get("authorization", "") for request in mirror.requests)
+    assert any(request.host == "gcs" and request.status == 403 for request in mirror.requests)
     assert any("SENTINELTOKEN" in request.headers.get("authorization", "") for request in mirror.requests)
     assert any(request.host == "cdn" and request.path == "/elsewhere" for request in mirror.requests)
 

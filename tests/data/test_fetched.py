@@ -118,7 +118,8 @@ def test_what_cannot_work_stops_before_the_first_byte(
 ) -> None:
     with pytest.raises(DataNotFoundError, match="nothing was fetched") as caught:
         datasets.load_dataset("imaginet", **options)
-    for word in ("journeydb", "3 images", "not yet", "data_dir=ROOT", "allow_partial=True"):
+    account = ("an account is needed (hf)", "hf auth login")
+    for word in ("journeydb", "3 images", *account, "data_dir=ROOT", "allow_partial=True"):
         assert word in str(caught.value)
     assert mirror.requests == []
     monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))

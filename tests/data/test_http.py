@@ -671,7 +671,8 @@ def test_logs_hold_no_secrets(
         "coco=http://u:SECRET@h:port",
         "coco=http://u:SECRET@[",
         "coco=http://u:SECRET@",
-        "kaggle=http://u:SECRET@h",
+        "kagle=http://u:SECRET@h",
+        "kaggle=ftp://u:SECRET@h",
     ],
 )
 def test_endpoints_that_make_no_sense_are_not_quoted(value: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,42 @@ def test_each_route_when_it_is_forced(key: str, route) -> None:  # type: ignore[
             assert got[path] == [route.name]
 
 
+def test_what_an_account_takes_is_told_where_one_lacks() -> None:
+    """Each account's token and page, at the one place that stops the user."""
+    plan = make_plan(RECORDS, OnDisk(), Options(only=("imagenet", "journeydb")))
+    remedies = {block.source: block.remedy for block in plan.blocked}
+    pages = {
+        "imagenet": (
+            "https://www.kaggle.com/settings",
+            "KAGGLE_API_TOKEN",
+            "https://www.kaggle.com/competitions/imagenet-object-localization-challenge/rules",
+            "https://huggingface.co/settings/tokens",
+            "https://huggingface.co/datasets/ILSVRC/imagenet-1k",
+        ),
+        "journeydb": ("hf auth login", "HF_TOKEN", "https://huggingface.co/datasets/JourneyDB/JourneyDB"),
+    }
+    for key, words in pages.items():
+        assert all(word in remedies[key] for word in (*words, f"--from {key}=PATH"))
+        assert remedies[key] in plan.text()
+    assert "kaggle" not in remedies["journeydb"]
+    forced = make_plan(RECORDS, OnDisk(), Options(only=("imagenet",), routes={"imagenet": "hf-parquet"}))
+    assert forced.blocked[0].why == "an account is needed (hf)"
+
+
+def test_what_moves_beyond_images_is_told() -> None:
+    many = [record(f"danbooru2021/{n}.jpg") for n in range(1500)]
+    plan = make_plan(many, OnDisk(), Options(credentials=ALL))
+    assert "hf-tars: an index of about 1 MB for each archive that holds one: up to about 1 GB" in plan.text()
+    few = make_plan(many[:7], OnDisk(), Options(credentials=ALL))
+    assert few.to_json()["fetch"][0]["costs"][0].endswith("up to about 7 MB")  # type: ignore[index]
+    tables = make_plan(
+        RECORDS, OnDisk(), Options(only=("imagenet",), routes={"imagenet": "hf-parquet"}, credentials=ALL)
+    )
+    assert (
+        "hf-parquet: row groups of about a hundred images, for each that holds one: up to about 22 MB" in tables.text()
+    )
+
+
 def test_names_that_tell_nothing_are_asked_for_where_kaggle_has_its_files() -> None:
     here = record("imagenet/ILSVRC/Data/CLS-LOC/train/00000001.png")
     plan = make_plan([here, record("imagenet/00000002.png")], OnDisk(), Options(credentials=ALL))

@@ -106,6 +106,24 @@ def test_json_has_what_people_ask() -> None:
     assert 120e9 < total < 170e9  # the packed release has 144 GB
 
 
+def test_what_is_said_of_routes_is_true() -> None:
+    """Every route can be taken; what a machine lacks for it is said with the remedy, and nothing else."""
+    for known in (frozenset(), frozenset({"hf"}), frozenset({"kaggle"}), frozenset({"hf", "kaggle"})):
+        text = sources_text(known)
+        assert "not yet" not in text and "not readable" not in text
+        for item in sources_json(known):
+            assert item["ready"] == any(route["missing_here"] is None for route in item["routes"])
+            for route in item["routes"]:
+                assert (route["missing_here"] is None) == (route["needs_account"] in {None, *known})
+                assert (route["click"] is not None) == (route["needs_account"] is not None)
+                for word in filter(None, (route["click"],)):
+                    assert word in route["remedy"]
+                if route["missing_here"] == "kaggle":
+                    assert "https://www.kaggle.com/settings" in route["remedy"]
+    ready = {item["source"] for item in sources_json(frozenset()) if item["ready"]}
+    assert ready == {source.key for source in SOURCES} - {"imagenet", "journeydb"}
+
+
 def test_an_account_that_is_here_is_not_missed() -> None:
     routes = [route for item in sources_json(frozenset({"hf"})) for route in item["routes"]]
     assert not any(route["missing_here"] == "hf" for route in routes)

@@ -190,7 +190,7 @@ WRONG = ("none", None, True, -1, 1.0, 1e300, "512", [512], {}, 2**63, 10**400)
 def test_what_is_no_index(index: bytes) -> None:
     with pytest.raises(FetchError) as caught:
         IndexedTar(Memory(bytes(10_240)), index)
-    assert caught.value.reason == "format"
+    assert caught.value.reason == "corrupt"
     assert len(str(caught.value)) < 1000
 
 

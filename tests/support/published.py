@@ -25,7 +25,7 @@ GATES: dict[str, Any] = {
 }
 SOURCES = ("coco", "cnndetection", "ffhq", "wikiart", "danbooru", "photozilla", "imaginet")
 _UUID = "{:08x}-81cc-4eef-a89f-0cb9f211fa6f"
-_FORMATS = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
 
 def listed(count: int) -> list[str]:
@@ -59,16 +59,19 @@ class Published:
     paths: dict[str, list[str]]
 
     @classmethod
-    def make(cls, base: Path, count: int = 6, size: tuple[int, int] = (96, 72)) -> Published:
-        """Generate it below `base`."""
+    def make(
+        cls, base: Path, count: int = 6, size: tuple[int, int] = (96, 72), names: Sequence[str] | None = None
+    ) -> Published:
+        """Generate it below `base`: `names`, or `count` images of each source."""
+        names = listed(count) if names is None else names
         root = base / "truth"
         (root / "annotations").mkdir(parents=True)
         paths: dict[str, list[str]] = {}
-        for number, path in enumerate(listed(count)):
+        for number, path in enumerate(names):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_bytes(image_bytes(number, size, _FORMATS[Path(path).suffix]))
+            (root / path).write_bytes(image_bytes(number, size, _FORMATS[Path(path).suffix.lower()]))
             paths.setdefault(source_of(path)[0], []).append(path)
-        rows = [f"./{path},{'1,2,1,3' if '_fake' in path else '0,2,4,8'}\n" for path in listed(count)]
+        rows = [f"./{path},{'1,2,1,3' if '_fake' in path else '0,2,4,8'}\n" for path in names]
         (root / "annotations" / "test_annotations.txt").write_text("".join(rows))
         stage(root, base / "origin", base / "own")
         return cls(root, base / "origin", base / "own" / "annotations", paths)

@@ -2,30 +2,27 @@
 
 `IMAGINET_ENDPOINTS="coco=http://host:1,github=http://...,drive=http://..."` moves a host without touching code: the
 base takes the place of everything before `/val2017/<id>.jpg` and `/zips/...` (coco), `/<owner>/<repo>/<commit>/...`
-(github), `/uc` and `/download` (drive), `/api/v1/...` (kaggle). Hugging Face moves with `HF_ENDPOINT` and Kaggle with
-`KAGGLE_API_ENDPOINT`, as everywhere.
+(github), `/uc` and `/download` (drive), `/api/v1/...` (kaggle). Hugging Face moves with `HF_ENDPOINT`, and Kaggle with
+`KAGGLE_API_ENDPOINT` or by name with `KAGGLE_API_ENVIRONMENT`, as everywhere; `IMAGINET_ENDPOINTS` comes before them.
 """
 
 from __future__ import annotations
 
 import base64
+import binascii
 import contextlib
 import hashlib
 import html.parser
-import io
 import json
 import os
 import re
 import threading
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
+from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from imaginet_hub.data.access import hub_token, kaggle_authorization
 from imaginet_hub.data.readers.http import Http, Remote, Response, TryAgain, origin_of, redacted, shown, split
-from imaginet_hub.data.readers.runs import MAX_MEMBER_BYTES
 from imaginet_hub.errors import FetchError, UsageError
 
 __all__ = [
@@ -42,6 +39,16 @@ __all__ = [
 ENDPOINTS_VARIABLE = "IMAGINET_ENDPOINTS"
 #: The hosts that have a variable of their own.
 _OWN_VARIABLES = {"hf": "HF_ENDPOINT", "kaggle": "KAGGLE_API_ENDPOINT"}
+#: Kaggle's other installations, as its own tools name them.
+_KAGGLE_VARIABLE = "KAGGLE_API_ENVIRONMENT"
+_KAGGLE_ENVIRONMENTS = {
+    "PROD": "https://www.kaggle.com",
+    "STAGING": "https://staging.kaggle.com",
+    "ADMIN": "https://admin.kaggle.com",
+    "QA": "https://qa.kaggle.com",
+    "LOCALHOST": "http://localhost",
+    "TEST": "http://localhost:7777",
+}
 _DEFAULTS = {
     # The S3 address of the bucket: the host name images.cocodataset.org has no certificate of its own.
     "coco": "https://s3.amazonaws.com/images.cocodataset.org",
@@ -51,6 +58,7 @@ _DEFAULTS = {
     "kaggle": "https://www.kaggle.com",
 }
 _MAX_LISTING_BYTES = 64 * 1024**2
+_KAGGLE_SETTINGS = "https://www.kaggle.com/settings"
 _DRIVE_DOMAINS = (".google.com", ".googleusercontent.com")
 
 
@@ -91,6 +99,13 @@ class Endpoints:
 def _from_environment() -> dict[str, tuple[str, str]]:
     """Host -> its base, and the variable that says so."""
     moved = {}
+    if os.environ.get(_KAGGLE_VARIABLE):
+        base = _KAGGLE_ENVIRONMENTS.get(os.environ[_KAGGLE_VARIABLE])
+        if base is None:
+            raise UsageError(
+                f"{_KAGGLE_VARIABLE}: expected one of {', '.join(_KAGGLE_ENVIRONMENTS)}, got something else"
+            )
+        moved["kaggle"] = base, _KAGGLE_VARIABLE
     for host, variable in _OWN_VARIABLES.items():
         if os.environ.get(variable):
             moved[host] = os.environ[variable], variable
@@ -105,9 +120,7 @@ def _from_environment() -> dict[str, tuple[str, str]]:
 def remote_for(address: str, source: str, endpoints: Endpoints) -> Remote:
     """The file that an address of `sources` stands for."""
     host, _, where = address.partition(":")
-    base = endpoints.bases.get(host)
-    if base is None:
-        raise FetchError("not_yet", source, address, "a host that can be read", host, "use another --route")
+    base = endpoints.bases[host]
     if host == "drive":
         return DriveFile(source, where, base, moved="drive" in endpoints.moved)
     if host == "hf":
@@ -216,7 +229,7 @@ class HubFile(Remote):
 def _hub_token(remote: Remote) -> str | None:
     token = hub_token()
     if token is not None and not re.fullmatch(r"[!-~]+", token):
-        remedy = "set HF_TOKEN anew, or log in again with `hf auth login`"
+        remedy = f"set HF_TOKEN anew, or log in again with `hf auth login`; or {remote.other_ways()}"
         raise remote.error("access", "a Hugging Face token of printable ASCII characters", "another", remedy)
     return token
 
@@ -233,9 +246,11 @@ class HubListing(Remote):
         return self._url, {"authorization": f"Bearer {self._token}"} if self._token else {}
 
     def refused(self, response: Response) -> FetchError | TryAgain:
-        remedy = f"check that your token may read {self._repo} (`hf auth whoami`); or {self.other_ways()}"
+        page = shown(self._url).replace("/api/", "/").partition("/revision/")[0]
+        remedy = f"check that your token may read {self._repo} (`hf auth whoami`), and the terms on {page}"
         if self._token is None:
-            remedy = f"log in with `hf auth login` (or set HF_TOKEN); or {self.other_ways()}"
+            remedy = f"log in with `hf auth login` (or set HF_TOKEN) after accepting the terms on {page}"
+        remedy += f"; or {self.other_ways()}"
         return self.error("access", f"the list of {self._repo}'s files", f"HTTP {response.status}", remedy)
 
 
@@ -263,11 +278,11 @@ class KaggleFile(Remote):
             self._page = f"datasets/{slug}/{name}"
             path = f"datasets/download/{slug}/{name}" + (f"/{quote(file)}" if file else "")
         super().__init__(source, f"{base}/api/v1/{path}")
-        self._name = file.rpartition("/")[2]
+        self._single = bool(file)
         self._competition = kind == "competitions"
         self._authorization = kaggle_authorization()
         if self._authorization is not None and not re.fullmatch(r"[ -~]+", self._authorization):
-            remedy = "create a new token at https://www.kaggle.com/settings"
+            remedy = f"create a new token at {_KAGGLE_SETTINGS}; or {self.other_ways()}"
             raise self.error("access", "Kaggle credentials of printable ASCII characters", "others", remedy)
         self._signed: str | None = None
         self._lock = threading.Lock()
@@ -288,29 +303,39 @@ class KaggleFile(Remote):
                     self._signed = None
             got = f"HTTP {response.status} from {shown(response.url)}"
             return TryAgain(self.error("access", "a signed address that is honoured", got, self.other_ways()))
-        said = _kaggle_message(response.body)
+        said = _kaggle_message(response.body, self._authorization)
         got = f"HTTP {response.status}" + (f" ({said})" if said else "")
-        settings = "https://www.kaggle.com/settings"
+        rules = f"https://www.kaggle.com/{self._page}/rules"
+        of_rules = self._competition and re.search(r"\brules?\b", said, re.IGNORECASE) is not None
+        unknown = response.status == 401 or re.search(r"authenti|credential|unauthori[sz]ed", said, re.IGNORECASE)
         if self._authorization is None:
-            remedy = f"create a token at {settings}; set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY"
-        elif response.status == 401 or re.search(r"authenti|credential|unauthori[sz]ed", said, re.IGNORECASE):
-            remedy = f"Kaggle does not know these credentials: create new ones at {settings}"
+            remedy = f"create a token at {_KAGGLE_SETTINGS}; set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY"
+            remedy += f"; accept the rules once on {rules}" if self._competition else ""
+        elif "phone" in said.lower():
+            remedy = f"verify a phone number at {_KAGGLE_SETTINGS} with the account of your token"
+        elif unknown and not of_rules:
+            remedy = (
+                f"Kaggle does not know these credentials: create a new token at {_KAGGLE_SETTINGS}; set "
+                "KAGGLE_API_TOKEN (which comes first), or KAGGLE_USERNAME and KAGGLE_KEY"
+            )
         elif self._competition:
-            rules = f"https://www.kaggle.com/{self._page}/rules"
-            remedy = f"accept the rules once on {rules} with the account of your token (it may need a phone number)"
+            remedy = (
+                f"accept the rules once on {rules} with the account of your token (Kaggle may want a phone number of "
+                f"it first: {_KAGGLE_SETTINGS})"
+            )
         else:
             remedy = f"check on https://www.kaggle.com/{self._page} that your account may download it"
         remedy += f"; or bring the files yourself with --from {self.source}=PATH"
         return self.error("access", f"access to Kaggle's {self._page}", got, remedy)
 
     def learn(self, response: Response) -> None:
-        if response.redirects and origin_of(response.url) != origin_of(self._url) and not self._name:
+        if response.redirects and origin_of(response.url) != origin_of(self._url) and not self._single:
             with self._lock:
                 self._signed = response.url
         self.same(f"ETag of {urlsplit(response.url).hostname}", response.headers.get("etag"))
 
-    def checked(self, data: bytes, response: Response) -> bytes:
-        """The bytes of a single file, verified by what Google's storage promises, out of the ZIP that it may be in.
+    def check(self, data: bytes, response: Response) -> None:
+        """Compare a whole file with what Google's storage promises.
 
         Raises:
             FetchError: reason "corrupt".
@@ -319,27 +344,20 @@ class KaggleFile(Remote):
         found = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         if hashes and found not in hashes:
             raise self.error("corrupt", f"MD5 {hashes[0]} (of X-Goog-Hash)", found, self.other_ways())
-        if not unquote(urlsplit(response.url).path).endswith(f"/{self._name}.zip") or not data.startswith(b"PK"):
-            return data
-        try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                info = archive.getinfo(self._name)
-                if info.file_size > MAX_MEMBER_BYTES:
-                    raise self.error("corrupt", "an image", f"one of {info.file_size:,} bytes", self.other_ways())
-                with archive.open(info) as member:
-                    return member.read(info.file_size + 1)
-        except (zipfile.BadZipFile, KeyError, EOFError, ValueError, RuntimeError, OSError, zlib.error) as error:
-            got = f"{type(error).__name__} ({error})"
-            raise self.error("corrupt", f"a ZIP archive that holds {self._name}", got, self.other_ways()) from error
 
 
-def _kaggle_message(body: bytes) -> str:
-    """What Kaggle says when it refuses, in a line."""
+def _kaggle_message(body: bytes, authorization: str | None) -> str:
+    """What Kaggle says when it refuses, in a line; nothing if it repeats what was sent."""
     try:
-        message = json.loads(body)["message"]
+        message = str(json.loads(body)["message"])
     except (ValueError, TypeError, LookupError, RecursionError):
         return ""
-    return " ".join(redacted(str(message)).split())[:200]
+    secrets = (authorization or "").split(" ")[1:]
+    with contextlib.suppress(binascii.Error, UnicodeDecodeError):
+        secrets += [base64.b64decode(secret).decode().partition(":")[2] for secret in secrets]
+    if any(secret and secret in message for secret in secrets):
+        return ""
+    return " ".join(redacted(message).split())[:200]
 
 
 class DriveFile(Remote):

@@ -78,8 +78,8 @@ class IndexedTar:
         index: the JSON that describes it.
 
     Raises (everywhere):
-        FetchError: reason "format" if the index is none; "changed" if it describes another version of the archive; and
-            whatever reading its bytes raises.
+        FetchError: reason "corrupt" if the index is none, "changed" if it describes another version of the archive;
+            and whatever reading its bytes raises.
     """
 
     def __init__(self, tar: File, index: bytes) -> None:
@@ -89,7 +89,7 @@ class IndexedTar:
         except (ValueError, RecursionError) as error:
             expected = "an index of its members (JSON: filesize, files, and their offset, size and sha256)"
             got = f"one with {error}" if isinstance(error, _NoIndexError) else f"{type(error).__name__} ({error})"
-            raise tar.error("format", expected, got[:300], tar.remedy) from error
+            raise tar.error("corrupt", expected, got[:300], tar.remedy) from error
         if tar.size() != size:
             expected = f"the archive of {size:,} bytes that its index describes"
             raise tar.error("changed", expected, f"one of {tar.size():,}", f"its index is out of date; {tar.remedy}")
@@ -99,6 +99,10 @@ class IndexedTar:
         for name, member in self._members.items():
             finder.offer(name, member)
         return finder.found()
+
+    def forget(self) -> None:
+        """Let go of all members but those that were found; nothing more can be found."""
+        self._members = {}
 
     def read(self, members: Mapping[str, TarMember]) -> Iterator[tuple[str, bytes | FetchError]]:
         """Members by path, neighbours in one request: (path, its bytes or what is wrong with it)."""

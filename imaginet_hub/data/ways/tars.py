@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 
@@ -11,13 +12,15 @@ from imaginet_hub.data.readers.files import RemoteFile
 from imaginet_hub.data.readers.hosts import remote_for
 from imaginet_hub.data.readers.tars import IndexedTar, TarMember, bucket_of
 from imaginet_hub.data.sources import Archive, Source
-from imaginet_hub.data.ways.way import Tools, failing, unmatched
+from imaginet_hub.data.ways.way import Tools, all_unmatched, failing
 from imaginet_hub.data.workers import Delivery, Job
 from imaginet_hub.errors import FetchError
 
 __all__ = ["tars_jobs"]
 
 _MAX_INDEX_BYTES = 64 * 1024**2
+#: What an index may take while it is parsed, in its own bytes.
+_PARSED = 16
 
 
 def tars_jobs(tools: Tools, source: Source, archive: Archive, records: Sequence[Record]) -> list[Job]:
@@ -35,22 +38,28 @@ def tars_jobs(tools: Tools, source: Source, archive: Archive, records: Sequence[
             buckets.setdefault(bucket, []).append(record)
     read = functools.partial(_read, tools, source, archive)
     jobs = [Job(tuple(r.file for r in members), read, (bucket, members)) for bucket, members in buckets.items()]
-    return [*failing(errors), *jobs]
+    return [*jobs, *failing(errors)]
 
 
 def _read(
     tools: Tools, source: Source, archive: Archive, bucket: str, records: Sequence[Record]
 ) -> Iterator[Delivery]:
-    index, _ = tools.http.read(
-        remote_for(f"{archive.index}/data-{bucket}.json", source.key, tools.endpoints), max_bytes=_MAX_INDEX_BYTES
-    )
     remote = remote_for(f"{archive.address}/data-{bucket}.tar", source.key, tools.endpoints)
-    tar = IndexedTar(RemoteFile(tools.http, remote), index)
-    del index
     finder: Finder[TarMember] = Finder(source, [record.file for record in records])
-    found = tar.find(finder)
-    for record in records:
-        if record.file not in found:
-            yield record.file, unmatched(finder, record, remote.error, remote.other_ways())
+    with contextlib.ExitStack() as held:
+
+        def hold(count: int) -> None:
+            held.close()
+            held.enter_context(tools.workers.memory.held(count, tools.http.check))
+
+        described = remote_for(f"{archive.index}/data-{bucket}.json", source.key, tools.endpoints)
+        index, _ = tools.http.read(described, max_bytes=_MAX_INDEX_BYTES, room=lambda size: hold(2 * size))
+        hold(_PARSED * len(index))
+        tar = IndexedTar(RemoteFile(tools.http, remote), index)
+        del index
+        found = tar.find(finder)
+        tar.forget()
+    lacking = [record for record in records if record.file not in found]
+    yield from all_unmatched(finder, lacking, remote.error, remote.other_ways()).items()
     with tools.workers.memory.held(max((m.size for m in found.values()), default=0), tools.http.check):
         yield from tar.read(found)

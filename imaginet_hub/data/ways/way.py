@@ -17,7 +17,7 @@ from imaginet_hub.data.readers.zips import Member, ZipFile
 from imaginet_hub.data.workers import Delivery, Job, Workers
 from imaginet_hub.errors import FetchError
 
-__all__ = ["Tools", "Way", "failing", "top_folder", "unmatched", "zip_jobs"]
+__all__ = ["Tools", "Way", "all_unmatched", "failing", "top_folder", "unmatched", "zip_jobs"]
 
 
 def _nothing() -> None:
@@ -71,7 +71,7 @@ def top_folder(record: Record) -> str:
 
 
 def failing(errors: Mapping[str, FetchError]) -> list[Job]:
-    """What is known to fail, as a job among jobs."""
+    """What is known to fail, as a job: the last one, for after many failures in a row no other job is begun."""
     return [Job(tuple(errors), _each, (errors,))] if errors else []
 
 
@@ -83,28 +83,41 @@ def unmatched(
     finder: Finder[Any], record: Record, error: Callable[[str, str, str, str], FetchError], remedy: str
 ) -> FetchError:
     """Why an archive gives nothing for a record."""
-    refused = finder.refusals().get(record.file)
-    if refused is not None:
-        return error("corrupt", f"a member for {record.path}", refused[0], remedy)
-    two = finder.ambiguous().get(record.file)
-    got = f"two: {two[0]!r} and {two[1]!r}" if two else "none"
-    return error("missing", f"a member for {record.path}", got, remedy)
+    return all_unmatched(finder, [record], error, remedy)[record.file]
+
+
+def all_unmatched(
+    finder: Finder[Any], records: Sequence[Record], error: Callable[[str, str, str, str], FetchError], remedy: str
+) -> dict[str, FetchError]:
+    """Why an archive gives nothing for any of these records, by path."""
+    errors, refusals, ambiguous = {}, finder.refusals(), finder.ambiguous()
+    for record in records:
+        expected = f"a member for {record.path}"
+        if record.file in refusals:
+            errors[record.file] = error("corrupt", expected, refusals[record.file][0], remedy)
+        else:
+            two = ambiguous.get(record.file)
+            got = f"two: {two[0]!r} and {two[1]!r}" if two else "none"
+            errors[record.file] = error("missing", expected, got, remedy)
+    return errors
 
 
 def zip_jobs(
     archive: ZipFile, found: Mapping[str, Member], finder: Finder[Member], records: Sequence[Record]
 ) -> list[Job]:
     """Ranges to read, and what is wrong with members that are not worth reading."""
-    members, errors = {}, {}
+    members: dict[str, Member] = {}
+    lacking = [record for record in records if record.file not in found]
+    errors = all_unmatched(finder, lacking, archive.file.error, archive.file.remedy)
     for record in records:
         path = record.file
         if path not in found:
-            errors[path] = unmatched(finder, record, archive.file.error, archive.file.remedy)
-        elif (error := archive.unreadable(found[path])) is not None:
+            continue
+        if (error := archive.unreadable(found[path])) is not None:
             errors[path] = error
         else:
             members[path] = found[path]
     return [
-        *failing(errors),
         *(Job(tuple(p for p, _ in run.members), archive.read, (run,), run.held_bytes) for run in plan_runs(members)),
+        *failing(errors),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from imaginet_hub.data.manifest import Record
 from imaginet_hub.data.matching import Finder
@@ -32,6 +33,7 @@ class ZipWay:
         self._route = route
         self._address = archive.address
         self._folders = archive.folders
+        self._version = ""
         self._opened: tuple[ZipFile, dict[str, Member], Finder[Member], list[Member]] | None = None
 
     def jobs(self, records: Sequence[Record]) -> list[Job]:
@@ -55,6 +57,7 @@ class ZipWay:
             found = archive.find(finder)
             tars = list(local.tars_in(archive).values()) if not found else []
             self._opened = archive, found, finder, tars
+            self._version = remote.version
         if tars and not found:
             return self._streams(archive, tars, records)
         return zip_jobs(archive, found, finder, records)
@@ -64,5 +67,7 @@ class ZipWay:
         what = f"{', '.join(tar.shown for tar in tars[:3])} in {self._address}, which can only be read as a stream"
         cost = sum(tar.compressed for tar in tars)
         allow(self._tools, (self._source,), self._route, what, cost, len(records), archive.file, disk=0)
-        files = [(f"{self._address}/{tar.shown}", archive.data(tar)) for tar in tars]
+        files = [
+            (f"{self._address}/{quote(tar.shown)} {self._version} {tar.crc:08x}", archive.data(tar)) for tar in tars
+        ]
         return [stream_job(self._tools, self._source, files, records)]
