@@ -8,11 +8,24 @@ from pathlib import Path
 
 from imaginet_hub.data.readers.http import Http, Remote
 
-__all__ = ["PARTIAL", "download"]
+__all__ = ["PARTIAL", "download", "had"]
 
 #: How files end that are not complete.
 PARTIAL = ".incomplete"
 _PIECE = 1024**2
+
+
+def _partial(target: Path, size: int, sha256: str | None) -> Path:
+    """What it is called until it is complete; what another version left is not to be gone on with."""
+    return target.with_name(f"{target.name}.{(sha256 or str(size))[:16]}{PARTIAL}")
+
+
+def had(target: Path, size: int, sha256: str | None) -> int:
+    """How many bytes of a file earlier runs had."""
+    if target.is_file() and target.stat().st_size == size:
+        return size
+    partial = _partial(target, size, sha256)
+    return min(size, partial.stat().st_size) if partial.is_file() else 0
 
 
 def download(
@@ -25,8 +38,9 @@ def download(
         remote: the file.
         target: where it is to lie; what lies there already is taken for it, if it is as large.
         size: its bytes.
-        sha256: of its bytes, if that is known.
-        moved: is told how many bytes were had, and how many of those in vain (as a negative number).
+        sha256: of its bytes, if that is known: 64 hexadecimal digits in lower case.
+        moved: is told how many bytes were had, and how many of those in vain (as a negative number); it may
+            raise to stop.
 
     Raises:
         FetchError: see `Http.stream`; or reason "corrupt", and nothing is left of it.
@@ -36,8 +50,7 @@ def download(
         moved(size)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    # What another version left is not to be gone on with.
-    partial = target.with_name(f"{target.name}.{(sha256 or str(size))[:16]}{PARTIAL}")
+    partial = _partial(target, size, sha256)
     for last in (False, True):
         digest = hashlib.sha256()
         with partial.open("ab+") as file:

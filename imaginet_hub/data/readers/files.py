@@ -70,17 +70,25 @@ class LocalFile:
         self.remedy = "check the file, or fetch it again"
 
     def size(self) -> int:
-        return self.path.stat().st_size
+        try:
+            return self.path.stat().st_size
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     def stream(self, start: int, end: int) -> Iterator[bytes]:
-        with self.path.open("rb") as file:
-            file.seek(start)
-            while start < end:
-                piece = file.read(min(1024**2, end - start))
-                if not piece:
-                    raise self.error("corrupt", f"{end - start:,} more bytes", "the end of the file", self.remedy)
-                start += len(piece)
-                yield piece
+        try:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                while start < end and (piece := file.read(min(1024**2, end - start))):
+                    start += len(piece)
+                    yield piece
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if start < end:
+            raise self.error("corrupt", f"{end - start:,} more bytes", "the end of the file", self.remedy)
+
+    def _unreadable(self, error: OSError) -> FetchError:
+        return self.error("corrupt", "a file that can be read", error.strerror or str(error), self.remedy)
 
     def error(self, reason: str, expected: str, got: str, remedy: str) -> FetchError:
         return FetchError(reason, self._source, str(self.path), expected, got, remedy)

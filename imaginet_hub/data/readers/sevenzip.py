@@ -25,7 +25,7 @@ _SIGNATURE = b"7z\xbc\xaf\x27\x1c"
 _START = struct.Struct("<6s2BL2QL")
 #: A table of 200,000 images takes about 30 MB, and less than 10 MB compressed.
 _MAX_TABLE_BYTES = 64 * 1024**2
-_MAX_ENTRIES = 4_000_000
+_MAX_ENTRIES = 1_000_000
 #: What decoding may take at a time: dictionaries (and PPMd's models) beyond that are refused.
 MAX_DICTIONARY_BYTES = 512 * 1024**2
 #: Images hardly shrink. A block that claims to is a bomb.
@@ -60,6 +60,14 @@ class Coder:
             return int.from_bytes(properties[1:5], "little")
         return 0
 
+    @property
+    def sound(self) -> bool:
+        """Whether its properties make sense where a decoder could not bear others."""
+        if self.method != _PPMD:
+            return True
+        properties = self.properties or b""
+        return len(properties) in (5, 7) and 2 <= properties[0] <= 64 and self.memory >= 2048
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -93,6 +101,8 @@ class Block:
         """What speaks against decoding it."""
         if self.encrypted:
             return "an encrypted block"
+        if not all(coder.sound for coder in self.coders):
+            return "a coder with senseless properties"
         memory = sum(coder.memory for coder in self.coders)
         if memory > MAX_DICTIONARY_BYTES:
             return f"a dictionary of {memory:,} bytes"
@@ -211,8 +221,10 @@ class SevenZip:
         block = blocks[0]
         if block.encrypted:
             raise self.file.error("format", "a 7z archive without a password", "an encrypted one", self.file.remedy)
-        if max(block.size, block.packed) > _MAX_TABLE_BYTES or block.streams != 1 or len(block.coders) != 1:
-            raise ValueError(f"a table of contents of {block.size:,} bytes in {len(block.coders)} coders")
+        if max(block.size, block.packed) > _MAX_TABLE_BYTES:
+            raise self._format(f"contents of at most {_MAX_TABLE_BYTES:,} bytes", f"{block.size:,}")
+        if block.streams != 1 or len(block.coders) != 1:
+            raise ValueError(f"a table of contents in {len(block.coders)} coders")
         packed = read_range(self.file, block.offset, block.offset + block.packed)
         self.table_bytes += len(packed)
         data = _unpacked(block, packed)
@@ -384,6 +396,8 @@ def _streams(reader: _Reader, archive_size: int) -> tuple[list[Block], list[list
 
 def _pack_info(reader: _Reader) -> tuple[list[int], int]:
     count = reader.count(8)
+    if count > 4 * _MAX_ENTRIES:  # a block of BCJ2 has four
+        raise ValueError(f"{count:,} packed streams")
     sizes = [0] * count
     kind = reader.number()
     if kind == _SIZE:
@@ -404,7 +418,8 @@ def _unpack_info(
     count = reader.count(16)
     if count > _MAX_ENTRIES or reader.byte():
         raise ValueError(f"{count:,} blocks, or some described elsewhere")
-    folders = [_folder(reader) for _ in range(count)]
+    known: dict[tuple[Coder, ...], tuple[Coder, ...]] = {}  # most blocks are packed alike
+    folders = [_folder(reader, known) for _ in range(count)]
     reader.expect(_UNPACK_SIZE)
     sizes = [tuple(reader.number() for _ in range(sum(c.outputs for c in coders))) for coders, _, _ in folders]
     crcs: list[int | None] = [None] * count
@@ -425,7 +440,7 @@ def _unpack_info(
     return blocks, crcs
 
 
-def _folder(reader: _Reader) -> tuple[tuple[Coder, ...], int, int]:
+def _folder(reader: _Reader, known: dict[tuple[Coder, ...], tuple[Coder, ...]]) -> tuple[tuple[Coder, ...], int, int]:
     """The coders of a block, which of their outputs is the block's, and how many packed streams it has."""
     count = reader.count(8)
     if not 1 <= count <= 32:
@@ -451,7 +466,7 @@ def _folder(reader: _Reader) -> tuple[tuple[Coder, ...], int, int]:
     free = [output for output in range(outputs) if all(output != pair[1] for pair in bound)]
     if len(free) != 1:
         raise ValueError("coders that lead nowhere")
-    return tuple(coders), free[0], streams
+    return known.setdefault(tuple(coders), tuple(coders)), free[0], streams
 
 
 def _substreams(
@@ -460,7 +475,9 @@ def _substreams(
     counts = [1] * len(blocks)
     kind = reader.number()
     if kind == _COUNT:
-        counts = [reader.count(0) for _ in blocks]
+        counts = [reader.number() for _ in blocks]
+        if sum(counts) > _MAX_ENTRIES:
+            raise ValueError(f"{sum(counts):,} members")
         kind = reader.number()
     if kind == _SIZE or any(count > 1 for count in counts):
         given = kind == _SIZE

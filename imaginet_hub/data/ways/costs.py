@@ -39,34 +39,33 @@ def allow(
         cost: bytes to move.
         images: how many are wanted of it.
         file: it.
-        disk: bytes of disk that it takes until its images are out.
+        disk: bytes of disk that it takes until its images are out, besides them.
         wanted_bytes: of the images, where it is known.
 
     Raises:
         FetchError: reason "cost", if it is much more than what is wanted and the user did not name this route; reason
             "disk", if there is not enough.
     """
-    mean = max(source.mean_bytes or UNKNOWN_MEAN_BYTES for source in sources)
-    worth = _MOST_PER_WANTED * (images * mean if wanted_bytes is None else wanted_bytes)
-    chosen = all(source.key in tools.chosen for source in sources)
-    if not chosen and cost > max(_SMALL_BYTES, worth):
+    if wanted_bytes is None:
+        wanted_bytes = images * max(source.mean_bytes or UNKNOWN_MEAN_BYTES for source in sources)
+    chosen = any(source.key in tools.chosen for source in sources)
+    price = f"{what}: {human_bytes(cost)} to move for {images:,} images" + (
+        f", and {human_bytes(disk)} of disk until they are out" if disk else ""
+    )
+    if not chosen and cost > max(_SMALL_BYTES, _MOST_PER_WANTED * wanted_bytes):
         names = " ".join(f"--route {source.key}={route}" for source in sources)
         raise file.error(
             "cost",
             "an archive that can be read by range",
-            f"{what}: {human_bytes(cost)} would have to be moved for {images:,} images"
-            + (f", and {human_bytes(disk)} of disk until they are out" if disk else ""),
+            price,
             f"say {names} if it is worth that, or bring the files yourself with --from {sources[0].key}=PATH",
         )
-    tools.say(
-        f"{what}: {human_bytes(cost)} to move for {images:,} images"
-        + (f", and {human_bytes(disk)} of disk until they are out" if disk else "")
-    )
+    tools.say(price)
     free = shutil.disk_usage(tools.root).free
-    if disk > free:
+    if disk and disk + wanted_bytes > free:
         raise file.error(
             "disk",
-            f"{human_bytes(disk)} of free disk for {what}",
+            f"{human_bytes(disk + wanted_bytes)} of free disk for {what}",
             human_bytes(free),
             "free some, or choose another ROOT or --route",
         )

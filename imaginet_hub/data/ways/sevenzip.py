@@ -7,19 +7,21 @@ import functools
 import re
 import shutil
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from imaginet_hub.data.keeper import disk_error
 from imaginet_hub.data.ledger import FOLDER
 from imaginet_hub.data.manifest import Record
-from imaginet_hub.data.matching import Finder
+from imaginet_hub.data.matching import Finder, why_refused
 from imaginet_hub.data.progress import progress_bar
-from imaginet_hub.data.readers.downloads import download
+from imaginet_hub.data.readers.downloads import download, had
 from imaginet_hub.data.readers.files import File, LocalFile, RemoteFile, Span, Volumes
 from imaginet_hub.data.readers.hosts import hub_files, remote_for
 from imaginet_hub.data.readers.http import Remote
+from imaginet_hub.data.readers.local import inside_of
 from imaginet_hub.data.readers.runs import plan_runs
 from imaginet_hub.data.readers.sevenzip import Entry, SevenZip
 from imaginet_hub.data.readers.unpacking import require_unpacker, unpack, unpack_to
@@ -28,14 +30,15 @@ from imaginet_hub.data.sources import Archive, Source, source_of
 from imaginet_hub.data.units import human_bytes
 from imaginet_hub.data.ways.costs import allow
 from imaginet_hub.data.ways.way import Tools, failing, unmatched, zip_jobs
-from imaginet_hub.data.workers import Fatal, Job
+from imaginet_hub.data.workers import Delivery, Fatal, Job
 from imaginet_hub.errors import FetchError
 
 __all__ = ["DOWNLOADS", "SevenZipWay", "find_volumes", "local_jobs"]
 
 #: Where whole archives lie until their images are out, below the ledger's folder.
 DOWNLOADS = "downloads"
-_VOLUME = re.compile(r"(?P<name>.+\.7z)(\.(?P<number>\d{3,}))?")
+_VOLUME = re.compile(r"(?P<name>.+\.7z)(\.(?P<number>[0-9]{3,5}))?", re.IGNORECASE | re.DOTALL)
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def find_volumes(names: Sequence[str], first: str) -> tuple[list[str], str | None]:
@@ -43,24 +46,34 @@ def find_volumes(names: Sequence[str], first: str) -> tuple[list[str], str | Non
 
     Args:
         names: paths.
-        first: the first volume; it may also lie in another folder.
+        first: one of the volumes, or the archive where it is not split; they may also lie in another folder.
 
     Returns:
-        Their paths in order; and None, or what is missing.
+        Their paths in order, those beside `first` if they are complete; and None, or what is missing.
     """
     wanted = _VOLUME.fullmatch(first.rpartition("/")[2])
-    base = wanted["name"] if wanted else first
-    found: dict[str, dict[int, str]] = {}
+    if wanted is None:
+        return ([first], None) if first in names else ([], f"no {first}")
+    base = wanted["name"]
+    split: dict[str, dict[int, str]] = {}
+    whole: dict[str, dict[int, str]] = {}
     for path in names:
         folder, _, name = path.rpartition("/")
         match = _VOLUME.fullmatch(name)
         if match and match["name"] == base:
-            found.setdefault(folder, {})[int(match["number"] or 1)] = path
+            number = match["number"]
+            (split if number else whole).setdefault(folder, {})[int(number or 1)] = path
+    home = first.rpartition("/")[0]
+    kinds = (split, whole) if wanted["number"] else (whole, split)
+    found = [
+        (bool(lacking), folder != home, rank, len(folder), folder, volumes, lacking)
+        for rank, kind in enumerate(kinds)
+        for folder, volumes in kind.items()
+        for lacking in [[number for number in range(1, max(volumes) + 1) if number not in volumes]]
+    ]
     if not found:
         return [], f"no {base} in volumes"
-    home = first.rpartition("/")[0]
-    volumes = found[home] if home in found else found[min(found, key=lambda folder: (len(folder), folder))]
-    lacking = [number for number in range(1, max(volumes) + 1) if number not in volumes]
+    *_, volumes, lacking = min(found, key=lambda item: item[:5])
     trouble = f"no volume {', '.join(f'{number:03d}' for number in lacking[:5])}" if lacking else None
     return [volumes[number] for number in sorted(volumes)], trouble
 
@@ -73,6 +86,10 @@ class _Volume:
     sha256: str | None
 
 
+class _Abandoned(Exception):
+    """Another volume could not be had, and this one alone is of no use now."""
+
+
 class SevenZipWay:
     """An archive at a host, for one source or several."""
 
@@ -81,7 +98,9 @@ class SevenZipWay:
         self._sources = sources
         self._route = route
         self._archive = archive
+        self._opened: tuple[SevenZip, list[_Volume]] | None = None
         self._moved_whole = False
+        self._came = False
 
     @property
     def _folder(self) -> Path:
@@ -91,38 +110,62 @@ class SevenZipWay:
     def jobs(self, records: Sequence[Record]) -> list[Job]:
         if self._moved_whole:  # what is damaged in there stays damaged
             return []
-        volumes = self._volumes()
-        files = [RemoteFile(self._tools.http, volume.remote) for volume in volumes]
-        archive = SevenZip(Volumes(files, [volume.size for volume in volumes]))
+        archive, volumes = self._open()
 
         def whole(members: Sequence[Entry], wanted: Sequence[Record]) -> list[Job]:
             self._have_all(archive.file, volumes, members, wanted)
             local = [LocalFile(self._folder / volume.name, self._sources[0].key) for volume in volumes]
             here = SevenZip(Volumes(local))
-            return local_jobs(self._tools, self._sources, here, local[0].path, wanted, self._archive.folders)
+            inside = _inside(self._archive.folders)
+            jobs = _local_jobs(self._tools, self._sources, here, local[0].path, wanted, inside, self._folder / "inner")
+            return [replace(job, run=self._watched, args=(job.run, *job.args)) for job in jobs]
 
-        return _jobs(self._tools, self._sources, archive, records, self._archive.folders, whole)
+        return _jobs(self._sources, archive, records, _inside(self._archive.folders), whole)
 
     def after(self) -> None:
-        """Everything is out of it."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self._folder.parent.rmdir()
+        """Everything is out of it that can be. What is not all here, or gave nothing, is kept for another run."""
+        if self._came:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._folder.parent.rmdir()
+        elif self._moved_whole:
+            self._tools.say(f"what was downloaded of {self._archive.address} is kept in {self._folder}")
+
+    def _watched(self, run: Callable[..., Iterator[Delivery]], *args: Any) -> Iterator[Delivery]:
+        for path, result in run(*args):
+            self._came = self._came or isinstance(result, bytes)
+            yield path, result
+
+    def _open(self) -> tuple[SevenZip, list[_Volume]]:
+        """The archive; once, unless it was replaced on the host meanwhile."""
+        if self._opened is not None:
+            try:
+                for volume in self._opened[1]:
+                    volume.remote.check_version()
+                return self._opened
+            except FetchError:
+                self._opened = None
+        volumes = self._volumes()
+        files = [RemoteFile(self._tools.http, volume.remote) for volume in volumes]
+        self._opened = SevenZip(Volumes(files, [volume.size for volume in volumes])), volumes
+        return self._opened
 
     def _volumes(self) -> list[_Volume]:
         source, endpoints = self._sources[0].key, self._tools.endpoints
         owner, name, first = self._archive.address.removeprefix("hf:").split("/", 2)
         listed = hub_files(self._tools.http, f"{owner}/{name}", source, endpoints)
-        paths, trouble = find_volumes(list(listed), first)
+        paths, trouble = find_volumes([path for path in listed if why_refused(path) is None and path.isascii()], first)
         if trouble is not None:
             here = remote_for(self._archive.address, source, endpoints)
             raise here.error("missing", "all volumes of the archive", trouble, here.other_ways())
         volumes = []
         for path in paths:
             remote = remote_for(f"hf:{owner}/{name}/{path}", source, endpoints)
-            size = listed[path].size
-            size = self._tools.http.probe(remote) if size is None else size
-            volumes.append(_Volume(remote, path.rpartition("/")[2], size, listed[path].sha256))
+            size, sha256 = listed[path].size, (listed[path].sha256 or "").lower()
+            size = self._tools.http.probe(remote) if size is None or size < 0 else size
+            volumes.append(
+                _Volume(remote, path.rpartition("/")[2], size, sha256 if _SHA256.fullmatch(sha256) else None)
+            )
         return volumes
 
     def _have_all(
@@ -130,38 +173,50 @@ class SevenZipWay:
     ) -> None:
         """Download the volumes."""
         require_unpacker(archive)
-        cost = sum(volume.size for volume in volumes)
-        had = sum(file.stat().st_size for file in self._folder.iterdir()) if self._folder.is_dir() else 0
-        images = [member for member in members if not member.name.lower().endswith(".zip")]
+        left = sum(volume.size - had(self._folder / volume.name, volume.size, volume.sha256) for volume in volumes)
+        images = [member for member in members if not _is_zip(member)]
         inner = sum(member.size for member in members) - sum(member.size for member in images)
+        keys = {source_of(record.file)[0] for record in wanted}
         allow(
             self._tools,
-            self._sources,
+            [source for source in self._sources if source.key in keys],
             self._route,
             f"{self._archive.address} is not stored, so that it has to be moved whole",
-            max(0, cost - had),
+            left,
             len(wanted),
             archive,
-            disk=max(0, cost - had) + inner,
+            disk=left + inner,
             wanted_bytes=sum(member.size for member in images) if images else None,
         )
         self._moved_whole = True
+        failures: list[FetchError] = []
         name = volumes[0].name.removesuffix(".001")
-        with progress_bar(total=cost, desc=name, unit="B", unit_scale=True) as bar:
+        total = sum(volume.size for volume in volumes)
+        with progress_bar(total=total, desc=name, unit="B", unit_scale=True) as bar:
             telling = threading.Lock()
 
             def moved(count: int) -> None:
                 with telling:
                     bar.update(count)
+                if failures:
+                    raise _Abandoned
 
             def one(volume: _Volume) -> None:
+                # A failure that was raised here would stop the whole fetch.
+                target = self._folder / volume.name
                 try:
-                    target = self._folder / volume.name
-                    download(self._tools.http, volume.remote, target, volume.size, volume.sha256, moved)
+                    if not failures:
+                        download(self._tools.http, volume.remote, target, volume.size, volume.sha256, moved)
+                except _Abandoned:
+                    pass
+                except FetchError as error:
+                    failures.append(error)
                 except OSError as error:
                     raise disk_error(self._tools.root, error) from error
 
             self._tools.workers.each([functools.partial(one, volume) for volume in volumes])
+        if failures:
+            raise failures[0]
 
 
 Whole = Callable[[Sequence[Entry], Sequence[Record]], list[Job]]
@@ -176,16 +231,30 @@ def local_jobs(
     folders: Sequence[str],
 ) -> list[Job]:
     """Jobs for an archive on this disk, stored or not."""
+    inside = _inside(folders) or inside_of(first_volume)
+    store = tools.root / FOLDER / DOWNLOADS / f"{first_volume.name}.inner"
+    return _local_jobs(tools, sources, archive, first_volume, records, inside, store)
 
+
+def _local_jobs(
+    tools: Tools,
+    sources: Sequence[Source],
+    archive: SevenZip,
+    first_volume: Path,
+    records: Sequence[Record],
+    inside: str,
+    store: Path,
+) -> list[Job]:
     def whole(members: Sequence[Entry], wanted: Sequence[Record]) -> list[Job]:
         require_unpacker(archive.file)
-        inner = next((member for member in members if member.name.lower().endswith(".zip")), None)
+        inner = next((member for member in members if _is_zip(member)), None)
         if inner is not None:
-            return _inner_jobs(tools, sources, archive, first_volume, inner, wanted, folders)
-        found, _ = _find(sources, archive, wanted, folders)
-        return [Job(tuple(found), unpack, (archive, first_volume, found, tools.http.check))]
+            return _inner_jobs(tools, sources, archive, first_volume, inner, wanted, inside, store)
+        found, _ = _find(sources, archive, wanted, inside)
+        most = max(entry.size for entry in found.values())
+        return [Job(tuple(found), unpack, (archive, first_volume, found, tools.http.check), most)]
 
-    return _jobs(tools, sources, archive, records, folders, whole)
+    return _jobs(sources, archive, records, inside, whole)
 
 
 def _inner_jobs(
@@ -195,10 +264,14 @@ def _inner_jobs(
     first_volume: Path,
     inner: Entry,
     records: Sequence[Record],
-    folders: Sequence[str],
+    inside: str,
+    store: Path,
 ) -> list[Job]:
-    """Jobs for a ZIP archive that lies compressed in a 7z archive: it has to be unpacked to the disk first."""
-    target = tools.root / FOLDER / DOWNLOADS / f"{first_volume.name}.inner" / "inner.zip"
+    """Jobs for a ZIP archive that lies compressed in a 7z archive: it has to be unpacked to the disk first.
+
+    It is removed when the last job is done; what a killed run had unpacked is used by the next.
+    """
+    target = store / f"{inner.crc or 0:08x}.zip"
     if not target.is_file() or target.stat().st_size != inner.size:
         free = shutil.disk_usage(tools.root).free
         if free < inner.size:
@@ -208,26 +281,40 @@ def _inner_jobs(
             unpack_to(archive, first_volume, inner, target, tools.http.check)
         except OSError as error:
             raise disk_error(tools.root, error) from error
-    return _zip_jobs(sources, ZipFile(LocalFile(target, sources[0].key)), records, folders)
+    jobs = _zip_jobs(sources, ZipFile(LocalFile(target, sources[0].key)), records, _below(inside, inner))
+    counting, left = threading.Lock(), len(jobs)
+
+    def counted(run: Callable[..., Iterator[Delivery]], *args: Any) -> Iterator[Delivery]:
+        nonlocal left
+        try:
+            yield from run(*args)
+        finally:
+            with counting:
+                left -= 1
+                if not left:
+                    shutil.rmtree(store, ignore_errors=True)
+                    with contextlib.suppress(OSError):
+                        store.parent.rmdir()
+
+    return [replace(job, run=counted, args=(job.run, *job.args)) for job in jobs]
 
 
 def _jobs(
-    tools: Tools,
-    sources: Sequence[Source],
-    archive: SevenZip,
-    records: Sequence[Record],
-    folders: Sequence[str],
-    whole: Whole,
+    sources: Sequence[Source], archive: SevenZip, records: Sequence[Record], inside: str, whole: Whole
 ) -> list[Job]:
     """Ranges of what is stored; the rest is `whole`'s."""
-    found, finders = _find(sources, archive, records, folders)
-    zips = [entry for entry in archive.entries if entry.name.lower().endswith(".zip")]
+    found, finders = _find(sources, archive, records, inside)
+    zips = [entry for entry in archive.entries if _is_zip(entry) and not entry.link]
     if not found and zips:  # an archive around an archive
-        zips.sort(key=lambda entry: -entry.size)
-        if archive.blocks[zips[0].block].stored:
-            inner = ZipFile(Span(archive.file, zips[0].offset, zips[0].size))
-            return _zip_jobs(sources, inner, records, folders)
-        return whole(zips[:1], records)
+        largest = max(zips, key=lambda entry: entry.size)
+        block = archive.blocks[largest.block]
+        if block.stored:
+            inner = ZipFile(Span(archive.file, largest.offset, largest.size))
+            return _zip_jobs(sources, inner, records, _below(inside, largest))
+        if block.refusal is not None:
+            expected = f"a member {largest.name!r} to unpack"
+            raise archive.file.error("corrupt", expected, block.refusal, archive.file.remedy)
+        return whole([largest], records)
     errors: dict[str, FetchError] = {}
     stored: dict[str, Entry] = {}
     packed: list[Record] = []
@@ -254,11 +341,24 @@ def _jobs(
     return jobs
 
 
+def _is_zip(entry: Entry) -> bool:
+    return entry.name.lower().endswith(".zip")
+
+
+def _inside(folders: Sequence[str]) -> str:
+    """Where the members of an archive lie that fills these top folders, if that is sure."""
+    return folders[0] if len(folders) == 1 else ""
+
+
+def _below(inside: str, inner: Entry) -> str:
+    """Where the members of an inner archive lie."""
+    return f"{inside}/{inner.name[: -len('.zip')]}"
+
+
 def _find(
-    sources: Sequence[Source], archive: SevenZip, records: Sequence[Record], folders: Sequence[str]
+    sources: Sequence[Source], archive: SevenZip, records: Sequence[Record], inside: str
 ) -> tuple[dict[str, Entry], dict[str, Finder[Entry]]]:
     """Which members are which images, and what looked for those of each source."""
-    inside = folders[0] if len(folders) == 1 else ""
     finders: dict[str, Finder[Entry]] = {}
     for source in sources:
         wanted = [record.file for record in records if source_of(record.file)[0] == source.key]
@@ -267,17 +367,17 @@ def _find(
         name = entry.name.encode("utf-8", errors="surrogatepass")
         for finder in finders.values():
             if finder.may_want(name):
-                finder.offer(entry.name, entry)
+                if entry.link:
+                    finder.refuse(entry.name, "a symbolic link", entry)
+                else:
+                    finder.offer(entry.name, entry)
     return {path: entry for finder in finders.values() for path, entry in finder.found().items()}, finders
 
 
-def _zip_jobs(
-    sources: Sequence[Source], archive: ZipFile, records: Sequence[Record], folders: Sequence[str]
-) -> list[Job]:
+def _zip_jobs(sources: Sequence[Source], archive: ZipFile, records: Sequence[Record], inside: str) -> list[Job]:
     jobs = []
     for source in sources:
         own = [record for record in records if source_of(record.file)[0] == source.key]
-        inside = folders[0] if len(folders) == 1 else ""
         finder: Finder[Member] = Finder(source, [record.file for record in own], {}, inside)
         jobs += zip_jobs(archive, archive.find(finder), finder, own)
     return jobs
