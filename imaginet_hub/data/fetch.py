@@ -34,7 +34,7 @@ from imaginet_hub.data.readers.hosts import Endpoints
 from imaginet_hub.data.readers.http import Http, Limits
 from imaginet_hub.data.sources import KNOWN_CORRUPT
 from imaginet_hub.data.units import human_bytes
-from imaginet_hub.data.ways import Tools, Way, packed_way, top_folder, ways_of
+from imaginet_hub.data.ways import Tools, Way, forget_downloads, packed_way, top_folder, ways_of
 from imaginet_hub.data.workers import Delivery, Fatal, Job, Workers
 from imaginet_hub.errors import DataNotFoundError, FetchError, ImageError, UsageError
 
@@ -368,6 +368,7 @@ class _Fetch:
             summary.missing |= {record.file: no_way for record in block.records}
         pending = [self._fetch_part(part, keeper, summary) for part in plan.parts]
         self._fetch_packed(pending, keeper, summary)
+        forget_downloads(self.root, ledger.entries.keys())
         for each in pending:
             each.conclude(summary)
         for path in [path for path in summary.missing if path in KNOWN_CORRUPT]:

@@ -9,14 +9,14 @@ from imaginet_hub.data.plan import Part
 from imaginet_hub.data.sources import PACKED
 from imaginet_hub.data.ways.own import own_ways
 from imaginet_hub.data.ways.parquet import ParquetWay
-from imaginet_hub.data.ways.sevenzip import SevenZipWay
+from imaginet_hub.data.ways.sevenzip import SevenZipWay, forget_downloads
 from imaginet_hub.data.ways.single import faces_jobs, files_jobs, kaggle_jobs
 from imaginet_hub.data.ways.streamed import StreamWay
 from imaginet_hub.data.ways.tars import tars_jobs
 from imaginet_hub.data.ways.way import Tools, Way, top_folder
 from imaginet_hub.data.ways.zipped import ZipWay
 
-__all__ = ["Tools", "Way", "packed_way", "top_folder", "ways_of"]
+__all__ = ["Tools", "Way", "forget_downloads", "packed_way", "top_folder", "ways_of"]
 
 
 def ways_of(tools: Tools, part: Part) -> Iterator[Way]:

@@ -7,7 +7,7 @@ import functools
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,43 @@ from imaginet_hub.data.readers.zips import Member, ZipFile
 from imaginet_hub.data.sources import Archive, Source, source_of
 from imaginet_hub.data.units import human_bytes
 from imaginet_hub.data.ways.costs import allow
-from imaginet_hub.data.ways.way import Tools, failing, unmatched, zip_jobs
+from imaginet_hub.data.ways.way import Tools, all_unmatched, failing, zip_jobs
 from imaginet_hub.data.workers import Delivery, Fatal, Job
 from imaginet_hub.errors import FetchError
 
-__all__ = ["DOWNLOADS", "SevenZipWay", "find_volumes", "local_jobs"]
+__all__ = ["DOWNLOADS", "SevenZipWay", "find_volumes", "forget_downloads", "local_jobs"]
 
 #: Where whole archives lie until their images are out, below the ledger's folder.
 DOWNLOADS = "downloads"
 _VOLUME = re.compile(r"(?P<name>.+\.7z)(\.(?P<number>[0-9]{3,5}))?", re.IGNORECASE | re.DOTALL)
 _SHA256 = re.compile("[0-9a-f]{64}")
+#: In each folder of downloads: the images that it is there for.
+_WANTED = "wanted.txt"
+
+
+def forget_downloads(root: Path, here: Collection[str]) -> None:
+    """Remove whole archives whose images are all out: a run that was killed at its end did not.
+
+    Args:
+        root: ROOT.
+        here: paths of the images that were verified.
+    """
+    for note in (root / FOLDER / DOWNLOADS).glob(f"*/{_WANTED}"):
+        with contextlib.suppress(OSError, ValueError):
+            if all(path in here for path in note.read_text(encoding="utf-8", errors="surrogateescape").splitlines()):
+                _remove(note.parent)
+
+
+def _note_wanted(folder: Path, records: Sequence[Record]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(f"{record.file}\n" for record in records)
+    (folder / _WANTED).write_text(lines, encoding="utf-8", errors="surrogateescape")
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # other downloads are there
+        folder.parent.rmdir()
 
 
 def find_volumes(names: Sequence[str], first: str) -> tuple[list[str], str | None]:
@@ -125,9 +152,7 @@ class SevenZipWay:
     def after(self) -> None:
         """Everything is out of it that can be. What is not all here, or gave nothing, is kept for another run."""
         if self._came:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                self._folder.parent.rmdir()
+            _remove(self._folder)
         elif self._moved_whole:
             self._tools.say(f"what was downloaded of {self._archive.address} is kept in {self._folder}")
 
@@ -189,6 +214,10 @@ class SevenZipWay:
             wanted_bytes=sum(member.size for member in images) if images else None,
         )
         self._moved_whole = True
+        try:
+            _note_wanted(self._folder, wanted)
+        except OSError as error:
+            raise disk_error(self._tools.root, error) from error
         failures: list[FetchError] = []
         name = volumes[0].name.removesuffix(".001")
         total = sum(volume.size for volume in volumes)
@@ -278,6 +307,7 @@ def _inner_jobs(
             expected, got = f"{human_bytes(inner.size)} of free disk for {inner.name}", human_bytes(free)
             raise archive.file.error("disk", expected, got, "free some, or choose another ROOT")
         try:
+            _note_wanted(store, records)
             unpack_to(archive, first_volume, inner, target, tools.http.check)
         except OSError as error:
             raise disk_error(tools.root, error) from error
@@ -292,9 +322,7 @@ def _inner_jobs(
             with counting:
                 left -= 1
                 if not left:
-                    shutil.rmtree(store, ignore_errors=True)
-                    with contextlib.suppress(OSError):
-                        store.parent.rmdir()
+                    _remove(store)
 
     return [replace(job, run=counted, args=(job.run, *job.args)) for job in jobs]
 
@@ -316,29 +344,30 @@ def _jobs(
             raise archive.file.error("corrupt", expected, block.refusal, archive.file.remedy)
         return whole([largest], records)
     errors: dict[str, FetchError] = {}
+    for key, finder in finders.items():
+        lacking = [record for record in records if record.file not in found and source_of(record.file)[0] == key]
+        errors |= all_unmatched(finder, lacking, archive.file.error, archive.file.remedy)
     stored: dict[str, Entry] = {}
     packed: list[Record] = []
     for record in records:
         entry = found.get(record.file)
         if entry is None:
-            finder = finders[source_of(record.file)[0]]
-            errors[record.file] = unmatched(finder, record, archive.file.error, archive.file.remedy)
-        elif (error := archive.unreadable(entry)) is not None:
+            continue
+        if (error := archive.unreadable(entry)) is not None:
             errors[record.file] = error
         elif archive.blocks[entry.block].stored:
             stored[record.file] = entry
         else:
             packed.append(record)
-    jobs = failing(errors)
-    jobs += [Job(tuple(p for p, _ in r.members), archive.read, (r,), r.held_bytes) for r in plan_runs(stored)]
+    jobs = [Job(tuple(p for p, _ in r.members), archive.read, (r,), r.held_bytes) for r in plan_runs(stored)]
     if packed:
         try:
             jobs += whole([found[record.file] for record in packed], packed)
         except Fatal:
             raise
         except FetchError as error:
-            jobs += failing(dict.fromkeys((record.file for record in packed), error))
-    return jobs
+            errors |= dict.fromkeys((record.file for record in packed), error)
+    return [*jobs, *failing(errors)]
 
 
 def _is_zip(entry: Entry) -> bool:
