@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import BoundedSemaphore, Condition, Lock, Thread
+from threading import BoundedSemaphore, Lock, Thread
 from typing import Any
 
 # Imported for their registration, so that threads never meet a half-initialised Pillow.
@@ -46,6 +46,7 @@ from PIL import (
 
 from imaginet_hub.data import effort
 from imaginet_hub.data.effort import MAX_FRAMES
+from imaginet_hub.data.memory import Memory
 from imaginet_hub.errors import ImageError, UsageError
 
 __all__ = [
@@ -94,37 +95,13 @@ _state = ExitStack()
 _children = BoundedSemaphore(_CHILDREN_AT_A_TIME)
 
 
-class _Turns:
-    """Lets as many threads decode as fit together, and at least one."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._held = 0
-        self._changed = Condition()
-
-    @contextmanager
-    def held(self, count: int) -> Iterator[None]:
-        if not count:
-            yield
-            return
-        with self._changed:
-            self._changed.wait_for(lambda: self._held == 0 or self._held + count <= self._most)
-            self._held += count
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held -= count
-                self._changed.notify_all()
-
-
-_turns = _Turns(_DECODED_BYTES)
+_turns = Memory(_DECODED_BYTES)
 
 
 def _after_fork() -> None:
     """Other threads do not exist in the copy, so nobody there would give back what they held."""
     global _turns, _children
-    _turns, _children = _Turns(_DECODED_BYTES), BoundedSemaphore(_CHILDREN_AT_A_TIME)
+    _turns, _children = Memory(_DECODED_BYTES), BoundedSemaphore(_CHILDREN_AT_A_TIME)
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import struct
 import threading
 import zlib
@@ -12,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from imaginet_hub.data.manifest import Record
+from imaginet_hub.data.memory import Memory
 from imaginet_hub.data.readers.http import Cancelled, Http
 from imaginet_hub.errors import FetchError
 
-__all__ = ["Delivery", "Fatal", "Job", "Memory", "Workers"]
+__all__ = ["Delivery", "Fatal", "Job", "Workers"]
 
 #: A route that fails so often in a row, for reasons that are not the file's own, is given up for this run.
 _ENOUGH = 5
@@ -127,30 +127,6 @@ class Workers:
                 raise KeyboardInterrupt from error
             raise
         pool.shutdown()
-
-
-class Memory:
-    """Lets as many threads hold large files as fit together, and at least one."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._held = 0
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def held(self, count: int, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Wait until there is room; `check` may raise meanwhile."""
-        with self._changed:
-            while self._held > 0 and self._held + count > self._most:
-                check()
-                self._changed.wait(0.1)
-            self._held += count
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held -= count
-                self._changed.notify_all()
 
 
 class _Breaker:

@@ -23,6 +23,7 @@ from PIL import Image, ImageFile
 
 from imaginet_hub.data import effort, images
 from imaginet_hub.data.images import MAX_PIXELS, examine, open_image, read_bytes
+from imaginet_hub.data.memory import Memory
 from imaginet_hub.errors import ImageError
 from tests.conftest import image_bytes
 
@@ -416,7 +417,7 @@ def test_nothing_outlives_an_interrupted_parent(tmp_path: Path, number: int) -> 
 
 
 def test_turns_are_taken_at_memory_and_one_may_always_have_more() -> None:
-    turns, held, most = images._Turns(10), [], 0
+    turns, held, most = Memory(10), [], 0
     lock = threading.Lock()
 
     def hold(count: int) -> None:

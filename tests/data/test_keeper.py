@@ -19,8 +19,8 @@ from imaginet_hub.data.fetch import fetch
 from imaginet_hub.data.keeper import Keeper
 from imaginet_hub.data.ledger import FOLDER, Ledger, read_ledger
 from imaginet_hub.data.manifest import Record
+from imaginet_hub.data.memory import Memory
 from imaginet_hub.data.verify import verify
-from imaginet_hub.data.workers import Memory
 from imaginet_hub.demo.mirror import Fault, Mirror, always
 from tests.conftest import image_bytes
 from tests.support.published import FAST, Published

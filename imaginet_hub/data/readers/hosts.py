@@ -164,20 +164,15 @@ class PlainFile(Remote):
     """A file that is simply there."""
 
 
-class HubFile(Remote):
-    """A file of a dataset repository on the Hub.
+class _SignedFile(Remote):
+    """A file whose host answers with a redirect to a signed address elsewhere, which expires.
 
-    The Hub answers with a redirect to a signed address that expires; it is remembered and renewed. The token goes to
-    the Hub itself and nowhere else.
+    It is remembered and renewed. Credentials go to the host itself and nowhere else.
     """
 
-    def __init__(self, source: str, repo: str, file: str, endpoint: str) -> None:
-        import huggingface_hub
-
-        url = huggingface_hub.hf_hub_url(repo, file, repo_type="dataset", revision="main", endpoint=endpoint)
+    def __init__(self, source: str, url: str) -> None:
         super().__init__(source, url)
-        self._repo = repo
-        self._token = _hub_token(self)
+        self._authorization: str | None = None
         self._signed: str | None = None
         self._lock = threading.Lock()
 
@@ -185,25 +180,40 @@ class HubFile(Remote):
         with self._lock:
             if self._signed is not None:
                 return self._signed, {}
-        return self._url, {"authorization": f"Bearer {self._token}"} if self._token else {}
+        return self._url, {"authorization": self._authorization} if self._authorization else {}
+
+    def _expired(self, response: Response) -> TryAgain:
+        """A signed address was refused."""
+        with self._lock:
+            if self._signed == response.url:  # else another thread has renewed it already
+                self._signed = None
+        got = f"HTTP {response.status} from {shown(response.url)}"
+        return TryAgain(self.error("access", "a signed address that is honoured", got, self.other_ways()))
+
+    def _remember(self, response: Response) -> None:
+        if response.redirects and origin_of(response.url) != origin_of(self._url):
+            with self._lock:
+                self._signed = response.url
+
+
+class HubFile(_SignedFile):
+    """A file of a dataset repository on the Hub."""
+
+    def __init__(self, source: str, repo: str, file: str, endpoint: str) -> None:
+        import huggingface_hub
+
+        url = huggingface_hub.hf_hub_url(repo, file, repo_type="dataset", revision="main", endpoint=endpoint)
+        super().__init__(source, url)
+        self._repo = repo
+        self._authorization = _hub_authorization(self)
 
     def refused(self, response: Response) -> FetchError | TryAgain:
         # The Hub names its reason; a signed address that has expired does not.
         if response.url != self._url and "x-error-code" not in response.headers:
-            with self._lock:
-                if self._signed == response.url:  # else another thread has renewed it already
-                    self._signed = None
-            return TryAgain(
-                self.error(
-                    "access",
-                    "a signed address that is honoured",
-                    f"HTTP {response.status} from {shown(response.url)}",
-                    self.other_ways(),
-                )
-            )
+            return self._expired(response)
         gated = response.headers.get("x-error-code", "") == "GatedRepo"
         page = f"{shown(self._url).split('/resolve/')[0]}"
-        if self._token is None:
+        if self._authorization is None:
             remedy = f"log in with `hf auth login` (or set HF_TOKEN) after accepting the terms on {page}"
         elif gated:
             remedy = f"accept the terms on {page} with the account of your token"
@@ -220,18 +230,16 @@ class HubFile(Remote):
         for url, headers in response.redirects:
             if origin_of(url) == origin_of(self._url):
                 self.same("X-Linked-Etag", headers.get("x-linked-etag"))
-        if response.redirects and origin_of(response.url) != origin_of(self._url):
-            with self._lock:
-                self._signed = response.url
+        self._remember(response)
         self.same(f"ETag of {urlsplit(response.url).hostname}", response.headers.get("etag"))
 
 
-def _hub_token(remote: Remote) -> str | None:
+def _hub_authorization(remote: Remote) -> str | None:
     token = hub_token()
     if token is not None and not re.fullmatch(r"[!-~]+", token):
         remedy = f"set HF_TOKEN anew, or log in again with `hf auth login`; or {remote.other_ways()}"
         raise remote.error("access", "a Hugging Face token of printable ASCII characters", "another", remedy)
-    return token
+    return f"Bearer {token}" if token is not None else None
 
 
 class HubListing(Remote):
@@ -240,21 +248,21 @@ class HubListing(Remote):
     def __init__(self, source: str, url: str, repo: str) -> None:
         super().__init__(source, url)
         self._repo = repo
-        self._token = _hub_token(self)
+        self._authorization = _hub_authorization(self)
 
     def locate(self) -> tuple[str, dict[str, str]]:
-        return self._url, {"authorization": f"Bearer {self._token}"} if self._token else {}
+        return self._url, {"authorization": self._authorization} if self._authorization else {}
 
     def refused(self, response: Response) -> FetchError | TryAgain:
         page = shown(self._url).replace("/api/", "/").partition("/revision/")[0]
         remedy = f"check that your token may read {self._repo} (`hf auth whoami`), and the terms on {page}"
-        if self._token is None:
+        if self._authorization is None:
             remedy = f"log in with `hf auth login` (or set HF_TOKEN) after accepting the terms on {page}"
         remedy += f"; or {self.other_ways()}"
         return self.error("access", f"the list of {self._repo}'s files", f"HTTP {response.status}", remedy)
 
 
-class KaggleFile(Remote):
+class KaggleFile(_SignedFile):
     """A file of a Kaggle competition or dataset, or all of it in one ZIP archive.
 
     Kaggle answers with a redirect to a signed address at Google's storage, which honours ranges and expires; for an
@@ -284,25 +292,13 @@ class KaggleFile(Remote):
         if self._authorization is not None and not re.fullmatch(r"[ -~]+", self._authorization):
             remedy = f"create a new token at {_KAGGLE_SETTINGS}; or {self.other_ways()}"
             raise self.error("access", "Kaggle credentials of printable ASCII characters", "others", remedy)
-        self._signed: str | None = None
-        self._lock = threading.Lock()
-
-    def locate(self) -> tuple[str, dict[str, str]]:
-        with self._lock:
-            if self._signed is not None:
-                return self._signed, {}
-        return self._url, {"authorization": self._authorization} if self._authorization else {}
 
     def refuses_with_400(self, response: Response) -> bool:
         return origin_of(response.url) != origin_of(self._url)  # Google's storage, of an address that has expired
 
     def refused(self, response: Response) -> FetchError | TryAgain:
         if origin_of(response.url) != origin_of(self._url):
-            with self._lock:
-                if self._signed == response.url:  # else another thread has renewed it already
-                    self._signed = None
-            got = f"HTTP {response.status} from {shown(response.url)}"
-            return TryAgain(self.error("access", "a signed address that is honoured", got, self.other_ways()))
+            return self._expired(response)
         said = _kaggle_message(response.body, self._authorization)
         got = f"HTTP {response.status}" + (f" ({said})" if said else "")
         rules = f"https://www.kaggle.com/{self._page}/rules"
@@ -329,9 +325,8 @@ class KaggleFile(Remote):
         return self.error("access", f"access to Kaggle's {self._page}", got, remedy)
 
     def learn(self, response: Response) -> None:
-        if response.redirects and origin_of(response.url) != origin_of(self._url) and not self._single:
-            with self._lock:
-                self._signed = response.url
+        if not self._single:
+            self._remember(response)
         self.same(f"ETag of {urlsplit(response.url).hostname}", response.headers.get("etag"))
 
     def check(self, data: bytes, response: Response) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from imaginet_hub.data.readers.files import File, read_range
-from imaginet_hub.data.readers.runs import MAX_MEMBER_BYTES, Run, Window
+from imaginet_hub.data.readers.runs import MAX_MEMBER_BYTES, Run, Whole, Window
 from imaginet_hub.errors import FetchError
 
 __all__ = ["Block", "Coder", "Entry", "SevenZip"]
@@ -112,7 +112,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Whole):
     """A member. Two are equal if they hold the same bytes (by CRC-32 and size).
 
     Attributes:
@@ -139,18 +139,6 @@ class Entry:
 
     def __hash__(self) -> int:
         return hash((self.crc, self.size))
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.size
-
-    @property
-    def moved(self) -> int:
-        return self.size
-
-    @property
-    def held(self) -> int:
-        return self.size
 
 
 class SevenZip:

@@ -17,7 +17,7 @@ from typing import Any
 
 from imaginet_hub.data.matching import Finder
 from imaginet_hub.data.readers.files import File
-from imaginet_hub.data.readers.runs import MAX_MEMBER_BYTES, Window, plan_runs
+from imaginet_hub.data.readers.runs import MAX_MEMBER_BYTES, Whole, Window, plan_runs
 from imaginet_hub.errors import FetchError
 
 __all__ = ["IndexedTar", "TarMember", "bucket_of"]
@@ -41,7 +41,7 @@ def bucket_of(path: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class TarMember:
+class TarMember(Whole):
     """One member, as the index describes it. Two are equal if they hold the same bytes (by SHA-256 and size).
 
     Attributes:
@@ -54,20 +54,6 @@ class TarMember:
     offset: int = field(compare=False)
     size: int
     sha256: str
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.size
-
-    @property
-    def moved(self) -> int:
-        """Bytes that reading it moves."""
-        return self.size
-
-    @property
-    def held(self) -> int:
-        """Bytes that reading it holds in memory."""
-        return self.size
 
 
 class IndexedTar:
