@@ -154,7 +154,7 @@ class Part:
                 count = min(_INDEXES, len(self.records))
                 found.append(
                     f"{route.name}: an index of about {human_bytes(_INDEX_BYTES)} for each archive that holds one: up "
-                    f"to about {human_bytes(count * _INDEX_BYTES)}"
+                    f"to about {human_bytes(count * _INDEX_BYTES)}; originals, whose pixels may not be ImagiNet's"
                 )
             elif route.reader == "7z" and (len(self.routes) == 1 or route.name != PACKED):
                 found.append(
