@@ -368,9 +368,9 @@ class _Fetch:
             summary.missing |= {record.file: no_way for record in block.records}
         pending = [self._fetch_part(part, keeper, summary) for part in plan.parts]
         self._fetch_packed(pending, keeper, summary)
-        forget_downloads(self.root, ledger.entries.keys())
         for each in pending:
             each.conclude(summary)
+        forget_downloads(self.root, ledger.entries.keys() - summary.missing.keys())
         for path in [path for path in summary.missing if path in KNOWN_CORRUPT]:
             if summary.missing[path].reason in ("corrupt", "missing"):
                 summary.known_corrupt[path] = summary.missing.pop(path)

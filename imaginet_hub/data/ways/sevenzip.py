@@ -44,21 +44,28 @@ _WANTED = "wanted.txt"
 
 
 def forget_downloads(root: Path, here: Collection[str]) -> None:
-    """Remove whole archives whose images are all out: a run that was killed at its end did not.
+    """Remove whole archives whose images are all out, whichever run it was that wanted them.
 
     Args:
         root: ROOT.
-        here: paths of the images that were verified.
+        here: paths of images that were verified and are not missing.
     """
     for note in (root / FOLDER / DOWNLOADS).glob(f"*/{_WANTED}"):
-        with contextlib.suppress(OSError, ValueError):
-            if all(path in here for path in note.read_text(encoding="utf-8", errors="surrogateescape").splitlines()):
+        with contextlib.suppress(OSError):
+            wanted = _noted(note)
+            if wanted and all(path in here and (root / path).is_file() for path in wanted):
                 _remove(note.parent)
 
 
+def _noted(note: Path) -> list[str]:
+    return note.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if note.is_file() else []
+
+
 def _note_wanted(folder: Path, records: Sequence[Record]) -> None:
+    """Write down what an archive is there for, besides what it was there for already."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(f"{record.file}\n" for record in records)
+    paths = dict.fromkeys([*_noted(folder / _WANTED), *(record.file for record in records)])
+    lines = "".join(f"{path}\n" for path in paths)
     (folder / _WANTED).write_text(lines, encoding="utf-8", errors="surrogateescape")
 
 
