@@ -113,7 +113,7 @@ def _parser() -> _Parser:
         default=[],
         metavar="SOURCE=NAME",
         help="this route only, whatever it costs; may be repeated. Without SOURCE=: for every source that has it "
-        "(--route packed)",
+        "and is not named itself (--route packed)",
     )
     fetch.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     fetch.add_argument("--limit", type=_positive, metavar="N", help="the first N missing files of each source")
@@ -269,19 +269,27 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _routes(given: Sequence[str], only: Sequence[str]) -> dict[str, str]:
-    """`source=name` options, by source; a name alone stands for every source that has such a route."""
-    from imaginet_hub.data.sources import SOURCES
+    """`source=name` options, by source; a name alone stands for every source that has it and is not named itself."""
+    from imaginet_hub.data.plan import meant
+    from imaginet_hub.data.sources import SOURCES, source_named
 
-    pairs = []
+    specific = _pairs("--route", [item for item in given if "=" in item or not item])
+    general: dict[str, list[str]] = {}
     for item in given:
         if "=" in item or not item:
-            pairs.append(item)
             continue
         having = [s.key for s in SOURCES if any(route.name == item for route in s.routes)]
         if not having:
-            raise UsageError(f"--route: expected SOURCE=NAME, or the name of a route, got {item!r}")
-        pairs += [f"{key}={item}" for key in having if not only or key in only]
-    routes = _pairs("--route", pairs)
+            names = dict.fromkeys(route.name for s in SOURCES for route in s.routes)
+            raise UsageError(
+                f"--route: expected SOURCE=NAME, or the name of a route, got {item!r}{meant(item, names)}"
+            )
+        wanted = [key for key in having if not only or key in only]
+        if not wanted and all(source_named(key) for key in only):
+            raise UsageError(f"--route {item}: --only leaves out what has such a route ({', '.join(having)})")
+        for key in wanted:
+            general.setdefault(key, []).append(item)
+    routes = general | specific
     twice = [source for source, names in routes.items() if len(set(names)) > 1]
     if twice:
         raise UsageError(f"--route: expected one route for {twice[0]}, got {', '.join(routes[twice[0]])}")

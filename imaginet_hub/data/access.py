@@ -43,17 +43,20 @@ def kaggle_authorization() -> str | None:
     KAGGLE_API_TOKEN (a token, or a file that holds one), ~/.kaggle/access_token, KAGGLE_USERNAME with KAGGLE_KEY,
     kaggle.json in KAGGLE_CONFIG_DIR, or else in ~/.kaggle or ~/.config/kaggle.
     """
-    home = Path.home()
+    home = _home()
     said = os.environ.get("KAGGLE_API_TOKEN", "").strip()
     token = _text_of(Path(said)) if _is_file(said) else said
-    for name in ("access_token", "access_token.txt"):
-        token = token or _text_of(home / ".kaggle" / name)
+    for folder in home:
+        for name in ("access_token", "access_token.txt"):
+            token = token or _text_of(folder / ".kaggle" / name)
     if token:
         return f"Bearer {token}"
     user, key = os.environ.get("KAGGLE_USERNAME", "").strip(), os.environ.get("KAGGLE_KEY", "").strip()
     given = os.environ.get("KAGGLE_CONFIG_DIR")
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
-    for folder in [Path(given)] if given else [home / ".kaggle", config / "kaggle"]:
+    xdg = os.environ.get("XDG_CONFIG_HOME")
+    configs = [Path(xdg)] if xdg else [folder / ".config" for folder in home]
+    usual = [*(folder / ".kaggle" for folder in home), *(folder / "kaggle" for folder in configs)]
+    for folder in [Path(given)] if given else usual:
         if user and key:
             break
         try:
@@ -63,7 +66,19 @@ def kaggle_authorization() -> str | None:
             continue
     if not (user and key):
         return None
-    return f"Basic {base64.b64encode(f'{user}:{key}'.encode(errors='surrogateescape')).decode()}"
+    try:
+        pair = f"{user}:{key}".encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # JSON can spell what no text holds
+        return None
+    return f"Basic {base64.b64encode(pair).decode()}"
+
+
+def _home() -> list[Path]:
+    """The user's home; nothing for a user whom this machine does not know."""
+    try:
+        return [Path.home()]
+    except RuntimeError:
+        return []
 
 
 def _is_file(name: str) -> bool:

@@ -28,14 +28,14 @@ from imaginet_hub.data.ledger import FOLDER, Ledger, read_ledger
 from imaginet_hub.data.lists import Lists, find_lists
 from imaginet_hub.data.manifest import Record
 from imaginet_hub.data.mini import labelled
-from imaginet_hub.data.plan import OnDisk, Options, Part, Plan, make_plan
+from imaginet_hub.data.plan import OnDisk, Options, Part, Plan, make_plan, one_line
 from imaginet_hub.data.progress import progress_bar, progress_paused
 from imaginet_hub.data.readers.hosts import Endpoints
 from imaginet_hub.data.readers.http import Http, Limits
 from imaginet_hub.data.sources import KNOWN_CORRUPT
 from imaginet_hub.data.units import human_bytes
 from imaginet_hub.data.ways import Tools, Way, forget_downloads, packed_way, top_folder, ways_of
-from imaginet_hub.data.workers import Delivery, Fatal, Job, Workers
+from imaginet_hub.data.workers import HOSTILE, Delivery, Fatal, Job, Workers, unforeseen
 from imaginet_hub.errors import DataNotFoundError, FetchError, ImageError, UsageError
 
 __all__ = ["MAX_WORKERS", "Summary", "fetch", "fetch_lists", "plan_fetch"]
@@ -45,6 +45,8 @@ MAX_WORKERS = 16
 _ROUNDS = 3
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.incomplete")
 _SHOWN = 10
+#: Of the places that failed besides the one that explains most, how many an error tells of; the others are counted.
+_OTHERS = 3
 
 
 @dataclass
@@ -86,13 +88,13 @@ class Summary:
             f"{human_bytes(self.bytes_moved)} crossed the network"
         ]
         if self.known_corrupt:
-            lines.append(f"left out, damaged in every known copy: {', '.join(sorted(self.known_corrupt))}")
+            lines.append(one_line(f"left out, damaged in every known copy: {', '.join(sorted(self.known_corrupt))}"))
         if self.missing:
             lines.append(f"missing: {len(self.missing):,}, listed in {self.root / FOLDER / 'missing.txt'}")
             groups = Counter((e.source, e.reason) for e in self.missing.values())
             for (source, reason), count in groups.most_common(_SHOWN):
                 example = next(e for e in self.missing.values() if (e.source, e.reason) == (source, reason))
-                lines.append(f"  {count:,} {reason}: {example}")
+                lines.append(one_line(f"  {count:,} {reason}: {example}"))
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def _options(
     options = Options(tuple(only), limit, paths, dict(routes or {}), credentials(), offline())
     for key, several in paths.items():
         for path in several:
-            if not path.exists():
+            if not os.path.exists(path):  # noqa: PTH110 - what may not be looked into is not there
                 raise DataNotFoundError(f"--from {key}={path}: expected a folder or an archive, found nothing")
     return options
 
@@ -303,14 +305,19 @@ class _Pending:
 
     part: Part
     remaining: dict[str, Record] = field(default_factory=dict)
-    why: dict[str, FetchError] = field(default_factory=dict)
+    why: dict[str, _Why] = field(default_factory=dict)
 
     def conclude(self, summary: Summary) -> None:
         """What did not come is missing."""
         key = self.part.source.key
         for path in self.remaining:
-            summary.missing[path] = self.why.get(path) or FetchError(
-                "missing", key, path, "the file in one of the places that were tried", "none", "see --from"
+            why = self.why.get(path)
+            summary.missing[path] = (
+                why.error()
+                if why is not None
+                else FetchError(
+                    "missing", key, path, "the file in one of the places that were tried", "none", "see --from"
+                )
             )
 
 
@@ -479,10 +486,16 @@ class _Fetch:
             for way in ways:
                 failures.clear()
                 remaining = {path: record for each in pending for path, record in each.remaining.items()}
+                if not remaining:
+                    break
                 self._try(way, remaining, failures, keeper, done)
                 for path, error in failures.items():
                     if path in owners[path].remaining:
-                        owners[path].why[path] = _both(owners[path].why.get(path), error)
+                        why = owners[path].why.get(path)
+                        if why is None:
+                            owners[path].why[path] = _Why(error)
+                        else:
+                            why.add(error)
             bar.total = bar.n
 
     def _try(
@@ -503,26 +516,39 @@ class _Fetch:
                 remaining.pop(path, None)
             done(path, result)
 
-        wanted = [record for record in remaining.values() if top_folder(record) in way.folders]
-        for _ in range(_ROUNDS if way.retries else 1):
+        folders = frozenset(way.folders)
+        wanted = [record for path, record in remaining.items() if path.partition("/")[0] in folders]
+        rounds = _ROUNDS if way.retries else 1
+        for number in range(1, rounds + 1):
             if not wanted:
                 break
             try:
-                self.workers.run(way.jobs(wanted), {record.file: record for record in wanted}, take, told)
+                self.workers.run(_jobs(way, wanted), {record.file: record for record in wanted}, take, told)
             except Fatal:
                 raise
             except FetchError as error:
                 failures |= {record.file: error for record in wanted}
-            wanted = [r for r in wanted if r.file in remaining and _may_come_right(failures.get(r.file), r)]
+            if number < rounds:
+                wanted = [r for r in wanted if r.file in remaining and _may_come_right(failures.get(r.file), r)]
         way.after()
 
     def _note_missing(self, summary: Summary) -> None:
         file = self.root / FOLDER / "missing.txt"
-        lines = "".join(f"{path}\t{error.reason}\t{error}\n" for path, error in summary.missing.items())
+        lines = "".join(
+            f"{one_line(path)}\t{error.reason}\t{one_line(str(error))}\n" for path, error in summary.missing.items()
+        )
         if lines:
             file.write_text(lines, encoding="utf-8", errors="backslashreplace")
         else:
             file.unlink(missing_ok=True)
+
+
+def _jobs(way: Way, wanted: Sequence[Record]) -> list[Job]:
+    """What a way has to do. Bytes that nobody foresaw, in what tells it that, are this way's fault, not the run's."""
+    try:
+        return way.jobs(wanted)
+    except HOSTILE as failed:
+        raise unforeseen(failed, wanted[0].source, f"the route {way.name}") from failed
 
 
 def _may_come_right(error: FetchError | None, record: Record) -> bool:
@@ -537,10 +563,39 @@ def _telling(error: FetchError) -> int:
     return {"missing": 0, "cost": 1, "access": 2, "corrupt": 4}.get(error.reason, 3)
 
 
-def _both(before: FetchError | None, now: FetchError) -> FetchError:
-    """What to say when two ways failed: both, the one first that explains more."""
-    if before is None or str(before) == str(now):
-        return now
-    main, other = (before, now) if _telling(before) > _telling(now) else (now, before)
-    got = f"{main.got} (and from {other.address}: {other.got})"
-    return FetchError(main.reason, main.source, main.address, main.expected, got, main.remedy)
+class _Why:
+    """Why one file did not come: what explains most, and a few of the other places; there may be thousands."""
+
+    __slots__ = ("_main", "_more", "_others")
+
+    def __init__(self, first: FetchError) -> None:
+        self._main = first
+        self._others: list[FetchError] = []
+        self._more = 0
+
+    def add(self, now: FetchError) -> None:
+        """Another place failed, too; of two that explain as much the later one leads."""
+        if now.args == self._main.args:
+            return
+        if len(self._others) == _OTHERS and now.reason == self._main.reason == "missing":  # then so are the others
+            self._main = now
+            self._more += 1
+            return
+        other = now
+        if _telling(now) >= _telling(self._main):
+            self._main, other = now, self._main
+        self._others.append(other)
+        if len(self._others) > _OTHERS:
+            least = min(map(_telling, self._others))
+            last = max(n for n, error in enumerate(self._others) if _telling(error) == least)
+            del self._others[last]
+            self._more += 1
+
+    def error(self) -> FetchError:
+        """All of it in one."""
+        main = self._main
+        told = [f"from {other.address}: {other.got}" for other in self._others]
+        if self._more:
+            told.append(f"from {self._more:,} other place{'s' if self._more > 1 else ''}")
+        got = f"{main.got} (and {'; '.join(told)})" if told else main.got
+        return FetchError(main.reason, main.source, main.address, main.expected, got, main.remedy)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # only their names: `imaginet sources` is quick without what 
     from imaginet_hub.data.ledger import Entry
     from imaginet_hub.data.manifest import Record
 
-__all__ = ["OWN", "Blocked", "OnDisk", "Options", "Part", "Plan", "make_plan"]
+__all__ = ["OWN", "Blocked", "OnDisk", "Options", "Part", "Plan", "make_plan", "meant", "one_line"]
 
 #: A hundred images of ImageNet.
 _GROUP_BYTES = 11_000_000
@@ -65,14 +65,14 @@ class Options:
     def __post_init__(self) -> None:
         for key in (*self.only, *self.own, *self.routes):
             if source_named(key) is None:
-                raise UsageError(f"unknown source {key!r}{_meant(key, (s.key for s in SOURCES))}")
+                raise UsageError(f"unknown source {key!r}{meant(key, (s.key for s in SOURCES))}")
         for key in self.own:
             if self.only and key not in self.only:
                 raise UsageError(f"--from {key}: --only leaves {key} out")
         for key, name in self.routes.items():
             names = [OWN, *(route.name for route in _routes(key))]
             if name not in names:
-                raise UsageError(f"{key}: unknown route {name!r}{_meant(name, names)}")
+                raise UsageError(f"{key}: unknown route {name!r}{meant(name, names)}")
             if name == OWN and key not in self.own:
                 raise UsageError(f"{key}: the route {OWN} needs --from {key}=PATH")
         if self.limit is not None and self.limit < 0:
@@ -84,10 +84,16 @@ def _routes(key: str) -> tuple[Route, ...]:
     return source.routes if source else ()
 
 
-def _meant(word: str, known: Iterable[str]) -> str:
+def meant(word: str, known: Iterable[str]) -> str:
+    """What to add to a complaint about a word: the one of the known words that it resembles, or all of them."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
+
+
+def one_line(text: str) -> str:
+    """Text for people on one line: control characters, which steer terminals and forge lines, are spelt out."""
+    return "".join(c if c.isprintable() or c == "\u00ad" else ascii(c)[1:-1] for c in text)
 
 
 @dataclass(frozen=True)
@@ -157,11 +163,21 @@ class Part:
                     f"to about {human_bytes(count * _INDEX_BYTES)}; originals, whose pixels may not be ImagiNet's"
                 )
             elif route.reader == "7z" and (len(self.routes) == 1 or route.name != PACKED):
-                found.append(
-                    f"{route.name}: by range if it is stored; if not, all of it: about {human_bytes(size)} to move, "
-                    "and as much disk until its images are out"
-                )
+                found.append(_whole(route))
         return found
+
+    @property
+    def whole(self) -> Route | None:
+        """The one route left, if it may take the disk for a whole archive."""
+        return self.routes[0] if len(self.routes) == 1 and self.routes[0].reader == "7z" else None
+
+
+def _whole(route: Route) -> str:
+    size = sum(archive.bytes or 0 for archive in route.archives)
+    return (
+        f"{route.name}: by range if it is stored; if not, all of it: about {human_bytes(size)} to move, "
+        "and as much disk until its images are out"
+    )
 
 
 @dataclass(frozen=True)
@@ -227,16 +243,22 @@ class Plan:
         if self.parts:
             lines.append(f"  {'source':<14}{'images':>8}{'about':>10}  by, in this order")
             for part in self.parts:
-                lines.append(
-                    f"  {part.source.key:<14}{len(part.records):>8,}{human_bytes(part.bytes):>10}  {part.ways}"
-                )
-                lines += [f"{'':34}{cost}" for cost in part.costs]
+                size = human_bytes(part.bytes)
+                lines.append(f"  {part.source.key:<14}{len(part.records):>8,}{size:>10}  {one_line(part.ways)}")
+                if part.whole is None or part.whole.name != PACKED:
+                    lines += [f"{'':34}{cost}" for cost in part.costs]
+        shared = [part for part in self.parts if part.whole is not None and part.whole.name == PACKED]
+        if shared:
+            once = f" (once for all {len(shared)} sources)" if len(shared) > 1 else ""
+            lines.append(f"  {_whole(shared[0].routes[0])}{once}")
         for block in self.blocked:
             lines.append(f"  {block.source:<14}{len(block.records):>8,}{'':>10}  not possible here: {block.why}")
             lines.append(f"{'':34}{block.remedy}")
         if self.parts:
-            free = f", {human_bytes(self.free)} are free" if self.free is not None else ""
-            lines.append(f"disk: about {human_bytes(self.bytes)} needed{free}")
+            whole = any(part.whole is not None for part in self.parts)
+            more = ", and as much as an archive that has to be moved whole, see above" if whole else ""
+            free = f"{';' if more else ','} {human_bytes(self.free)} are free" if self.free is not None else ""
+            lines.append(f"disk: about {human_bytes(self.bytes)} needed{more}{free}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:

@@ -15,14 +15,26 @@ from imaginet_hub.data.memory import Memory
 from imaginet_hub.data.readers.http import Cancelled, Http
 from imaginet_hub.errors import FetchError
 
-__all__ = ["Delivery", "Fatal", "Job", "Workers"]
+__all__ = ["HOSTILE", "Delivery", "Fatal", "Job", "Workers", "unforeseen"]
 
 #: A route that fails so often in a row, for reasons that are not the file's own, is given up for this run.
 _ENOUGH = 5
 _SHARED_REASONS = ("network", "access", "quota", "status", "format", "range")
 #: What all threads together may hold of archive members.
 _HELD_BYTES = 128 * 1024**2
-_HOSTILE = (OSError, ValueError, ArithmeticError, LookupError, EOFError, MemoryError, struct.error, zlib.error)
+#: What parsers run into with bytes that nobody foresaw.
+HOSTILE = (
+    OSError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    EOFError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
 
 Delivery = tuple[str, bytes | FetchError]
 
@@ -149,9 +161,15 @@ class _Breaker:
 
 
 def _results(job: Job, records: Mapping[str, Record]) -> Iterator[Delivery]:
-    """What a job gives; what parsers run into with bytes that nobody foresaw is the file's fault, not the run's."""
+    """What a job gives; bytes that nobody foresaw are the file's fault, not the run's."""
     try:
         yield from job.run(*job.args)
-    except _HOSTILE as failed:
-        path, got = job.paths[0], f"{type(failed).__name__} ({failed})"
-        raise FetchError("corrupt", records[path].source, path, "data that can be read", got, "see --from") from failed
+    except HOSTILE as failed:
+        path = job.paths[0]
+        raise unforeseen(failed, records[path].source, path) from failed
+
+
+def unforeseen(failed: BaseException, source: str, address: str) -> FetchError:
+    """What one of `HOSTILE` means to the files that were to come."""
+    got = f"{type(failed).__name__} ({failed})"
+    return FetchError("corrupt", source, address, "data that can be read", got, "see --from")

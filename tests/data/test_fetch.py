@@ -654,8 +654,10 @@ def test_the_command(
         (["--route", "coco=zip"], 2, "did you mean zips?"),
         (["--route", "cocoa=zips"], 2, "did you mean coco?"),
         (["--route", "coco"], 2, "SOURCE=NAME, or the name of a route"),
-        (["--route", "pakced"], 2, "SOURCE=NAME, or the name of a route"),
-        (["--route", "s3", "--route", "coco=zips"], 2, "one route for coco"),
+        (["--route", "pakced"], 2, "SOURCE=NAME, or the name of a route, got 'pakced'; did you mean packed?"),
+        (["--route", "s3", "--route", "zips"], 2, "one route for coco"),
+        (["--route", "drive", "--only", "coco"], 2, "--route drive: --only leaves out what has such a route (ffhq, "),
+        (["--route", "drive", "--only", "cocoo"], 2, "did you mean coco?"),
         (["--route", "coco="], 2, "SOURCE=..."),
         (["--route", "coco=s3", "--route", "coco=zips"], 2, "one route for coco"),
         (["--route", "coco=own"], 2, "--from coco=PATH"),
@@ -709,6 +711,12 @@ def test_a_route_alone_stands_for_every_source_that_has_it(
     assert main([*command, "kaggle", "--only", "wikiart,coco"]) == 0
     planned = json.loads(capsys.readouterr().out)["fetch"]
     assert {item["source"]: item["routes"][0] for item in planned} == {"coco": "s3", "wikiart": "kaggle"}
+    for order in (["packed", "--route", "coco=zips"], ["coco=zips", "--route", "packed"]):  # what names it wins
+        assert main([*command, *order]) == 0
+        planned = json.loads(capsys.readouterr().out)["fetch"]
+        assert {item["source"]: item["routes"] for item in planned} == {
+            source.key: ["zips" if source.key == "coco" else "packed"] for source in SOURCES
+        }
 
 
 def test_the_lists_that_are_named_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

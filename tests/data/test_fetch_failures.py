@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
+import io
 import itertools
 import json
 import os
 import random
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -28,7 +30,7 @@ from imaginet_hub.data import fetch as fetching
 from imaginet_hub.data import workers
 from imaginet_hub.data.ledger import FOLDER
 from imaginet_hub.data.plan import Plan
-from imaginet_hub.data.readers import runs, zips
+from imaginet_hub.data.readers import local, runs, zips
 from imaginet_hub.data.readers.http import Cancelled, Http, Limits
 from imaginet_hub.demo.mirror import Fault, Hook, Mirror, Request, always, busy, chain, first, once
 from imaginet_hub.demo.staging import DRIVE_IDS, drive_id
@@ -903,3 +905,107 @@ def test_a_retried_file_is_asked_for_once_more_only(published: Published, mirror
     assert published.fetch(mirror, tmp_path, ("coco",)).complete
     asked = sorted(request.path for request in mirror.requests)
     assert len(asked) == len(published.paths["coco"]) + 1
+
+
+# --- places of one's own that cannot be read, many of them, and bytes that nobody foresaw ---------------------------
+
+
+def offline_fetch(base: Path, paths: list[str], own: Path, monkeypatch: pytest.MonkeyPatch) -> fetching.Summary:
+    """A fetch of Danbooru's images from one's own files alone."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (base / "lists.csv").write_text("path,label\n" + "".join(f"{path},real\n" for path in paths))
+    return fetching.fetch(base / "root", annotations=base / "lists.csv", own={"danbooru": own})
+
+
+def png() -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.7z"])
+@pytest.mark.parametrize("fails", ["kind_of", "iterdir"])
+def test_an_archive_that_may_not_be_read_stops_no_other(
+    name: str, fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / name).write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(40) if name.endswith("7z") else b"PK\5\6" + bytes(18))
+    with zipfile.ZipFile(own / "b.zip", "w") as good:
+        good.writestr("danbooru2021/1.jpg", png())
+
+    def refuse(before: Callable[..., object]) -> Callable[[Path], object]:
+        def refused(path: Path) -> object:
+            if (path.name == name) if fails == "kind_of" else path == own:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return before(path)
+
+        return refused
+
+    if fails == "kind_of":
+        monkeypatch.setattr(local, "kind_of", refuse(local.kind_of))
+    else:
+        monkeypatch.setattr(Path, "iterdir", refuse(Path.iterdir))
+    summary = offline_fetch(tmp_path, ["danbooru2021/1.jpg", "danbooru2021/2.jpg"], own, monkeypatch)
+    assert summary.fetched == {"danbooru": 1}
+    (error,) = summary.missing.values()
+    assert error.reason in ("missing", "corrupt") and "ROOT" not in str(error)
+    if fails == "kind_of":
+        assert str(own / name) in str(error) and "Permission denied" in str(error)
+
+
+@pytest.mark.parametrize(
+    "raised", [OSError(5, "I/O"), ValueError("v"), RecursionError("r"), TypeError("t"), struct.error("s"), KeyError(1)]
+)
+def test_what_nobody_foresaw_in_an_archives_directory_is_that_archives_fault(
+    raised: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in ("a.zip", "b.zip"):
+        with zipfile.ZipFile(own / name, "w") as good:
+            good.writestr(f"danbooru2021/{name[0]}.jpg", png())
+    find = zips.ZipFile.find
+
+    def broken(self: zips.ZipFile, *args: object) -> object:
+        if "a.zip" in self.file.error("x", "x", "x", "x").address:
+            raise raised
+        return find(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(zips.ZipFile, "find", broken)
+    summary = offline_fetch(tmp_path, ["danbooru2021/a.jpg", "danbooru2021/b.jpg"], own, monkeypatch)
+    assert summary.fetched == {"danbooru": 1}
+    (error,) = summary.missing.values()
+    assert error.reason == "corrupt" and type(raised).__name__ in error.got and "writable" not in str(error)
+
+
+def test_a_thousand_places_make_no_message_of_a_thousand_places() -> None:
+    def failed(reason: str, place: str) -> FetchError:
+        return FetchError(reason, "danbooru", place, "a member", f"none in {place}", "name another")
+
+    why = fetching._Why(failed("missing", "0.tar"))
+    why.add(failed("missing", "0.tar"))
+    assert str(why.error()) == str(failed("missing", "0.tar"))  # the same again tells nothing
+    for number in range(1, 1000):
+        why.add(failed("missing", f"{number}.tar"))
+    error = why.error()
+    assert error.address == "999.tar"
+    others = "; ".join(f"from {n}.tar: none in {n}.tar" for n in range(3))
+    assert error.got == f"none in 999.tar (and {others}; from 996 other places)"
+    why.add(failed("corrupt", "bad.tar"))
+    why.add(failed("network", "hub"))
+    why.add(failed("missing", "last.tar"))
+    assert why.error().reason == "corrupt" and why.error().address == "bad.tar"
+    assert "from hub: none in hub" in str(why.error())  # what tells more stays
+    assert "from 999 other places" in str(why.error())
+    assert len(str(why.error())) < 400
+
+
+def test_names_forge_no_line_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "o\nforged\tmissing\x1b[2J"
+    own.mkdir()
+    summary = offline_fetch(tmp_path, ["danbooru2021/1.jpg"], own, monkeypatch)
+    listed = (tmp_path / "root" / FOLDER / "missing.txt").read_text()
+    assert listed.count("\n") == 1 and listed.count("\t") == 2 and "\\x1b[2J" in listed
+    assert all(line.isprintable() for line in (*listed[:-1].split("\t"), *summary.text().splitlines()[1:]))
+    assert len(summary.text().splitlines()) == 3

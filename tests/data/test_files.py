@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imaginet_hub.data.readers.files import Inflated, LocalFile, Span, Volumes, read_range
+from imaginet_hub.data.readers.files import Inflated, LocalFile, Span, Volumes, read_range, seeks
 from imaginet_hub.errors import FetchError
 
 
@@ -79,6 +79,7 @@ def test_spans_and_inflated_parts(tmp_path: Path) -> None:
         read_range(span, 0, len(packed) + 1)
     inflated = Inflated(span, len(data))
     assert read_range(inflated, 0, len(data)) == data
+    assert seeks(span) and not seeks(inflated)
     assert read_range(inflated, 777_777, 777_779) == data[777_777:777_779]
     with pytest.raises(FetchError, match="bytes unpacked"):
         read_range(inflated, 0, len(data) + 1)

@@ -754,3 +754,22 @@ def test_hub_files_renew_what_another_thread_has_not(mirror: Mirror) -> None:
     assert file.locate()[0] == "http://cdn/new"
     assert isinstance(file.refused(Response(403, "http://cdn/new", {}, ())), TryAgain)
     assert file.locate()[0] == file._url
+
+
+def test_a_hub_file_is_the_same_whichever_cdn_answers() -> None:
+    def seen(host: str, linked: str | None, etag: str) -> HubFile:
+        file = HubFile("journeydb", "a/b", "c.tgz", "https://huggingface.co")
+        redirects = ((file._url, {"x-linked-etag": linked} if linked else {}),)
+        file.learn(Response(206, f"https://{host}/x?sig", {"etag": etag}, redirects))
+        return file
+
+    first = seen("cdn-lfs-us-1.hf.co", '"sha"', '"abc"')
+    assert first.version == seen("cas-bridge.xethub.hf.co", '"sha"', '"def"').version != ""
+    assert first.version != seen("cdn-lfs-us-1.hf.co", '"other"', '"abc"').version
+    plain = [seen("h", None, etag).version for etag in ('"abc"', '"def"')]
+    assert plain[0] != plain[1] and all(plain), "without the Hub's word, the ETag counts"
+    for linked, etag in (('"other"', '"abc"'), ('"sha"', '"other"')):
+        file = seen("h", '"sha"', '"abc"')
+        with pytest.raises(FetchError) as caught:
+            file.learn(Response(206, "https://h/x", {"etag": etag}, ((file._url, {"x-linked-etag": linked}),)))
+        assert caught.value.reason == "changed"

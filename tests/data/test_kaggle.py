@@ -21,7 +21,7 @@ import pytest
 from imaginet_hub.data.access import kaggle_authorization
 from imaginet_hub.data.fetch import Summary
 from imaginet_hub.data.ledger import FOLDER, read_ledger
-from imaginet_hub.data.matching import kaggle_name
+from imaginet_hub.data.matching import kaggle_name, shown
 from imaginet_hub.data.readers.hosts import Endpoints, KaggleFile, remote_for
 from imaginet_hub.data.readers.http import Http
 from imaginet_hub.data.ways import zipped as zipped_way
@@ -460,13 +460,13 @@ def test_a_stream_is_not_gone_on_with_in_another_archive(
 ) -> None:
     """What is kept of how far a stream was read is of one archive's one version."""
     names, versions = published.paths["imagenet"], []
-    real = zipped_way.stream_job
+    real = zipped_way.stream_jobs
 
-    def stream_job(tools: Any, source: Any, files: Any, records: Any) -> Any:
+    def stream_jobs(tools: Any, source: Any, files: Any, *rest: Any) -> Any:
         versions.append([version for version, _ in files])
-        return real(tools, source, files, records)
+        return real(tools, source, files, *rest)
 
-    monkeypatch.setattr(zipped_way, "stream_job", stream_job)
+    monkeypatch.setattr(zipped_way, "stream_jobs", stream_jobs)
     halves = [tar_gz(published, names[::2]), tar_gz(published, names[1::2])]
     size = max(map(len, halves))
     for order in (halves, halves, halves[::-1]):  # of the same size
@@ -481,6 +481,52 @@ def test_a_stream_is_not_gone_on_with_in_another_archive(
     assert not set(first) & set(other)
     places = [{version.split()[0] for version in each} for each in (first, other)]
     assert places[0] == places[1] and len(places[0]) == 2, "each has a place of its own, and keeps it"
+
+
+@pytest.mark.usefixtures("account")
+@pytest.mark.parametrize("deflate", [False, True])
+def test_a_damaged_archive_in_the_archive_is_read_once(
+    deflate: bool, published: Published, changing: Mirror, tmp_path: Path
+) -> None:
+    """The second has what the first one's damage took; nothing of either is asked for again."""
+    names = published.paths["imagenet"]
+    broken = tar_gz(published, names[:-1])
+    broken = broken[: len(broken) * 3 // 4]
+    made = tmp_path / "second"
+    made.write_bytes(tar_gz(published, names[-1:]))
+    (tmp_path / "first").write_bytes(broken)
+    members = [Member(PATCHED, tmp_path / "first", deflate=deflate), Member("b.tgz", made, deflate=deflate)]
+    archive = write_zip(changing.origin / IMAGENET / "archive.zip", members)
+    notes: list[str] = []
+    summary = fetched(published, changing, tmp_path / "root", "imagenet", "kaggle-zip", show=notes.append)
+    assert names[-1] not in summary.missing
+    assert 0 < len(summary.missing) < len(names)
+    assert all("truncated or damaged" in str(error) for error in summary.missing.values())
+    moved = sum(r.sent for r in changing.requests if r.host == "gcs")
+    assert moved < 1.1 * archive.stat().st_size + 70_000
+    assert any("from its beginning each time" in note for note in notes) == deflate
+    published.here(tmp_path / "root")
+
+
+@pytest.mark.usefixtures("account")
+def test_other_tar_archives_in_the_archive(published: Published, changing: Mirror, tmp_path: Path) -> None:
+    """Which no stream is read from; said before anything is promised."""
+    archive, names = changing.origin / IMAGENET / "archive.zip", published.paths["imagenet"]
+    for name in ("a.tar", "b.tar.bz2", "c.TAR.XZ", "d\x1b[2J.tar"):
+        write_zip(archive, [(name, b"x" * 5000)])
+        notes: list[str] = []
+        summary = fetched(published, changing, tmp_path / "root", "imagenet", "kaggle-zip", show=notes.append)
+        assert set(summary.missing) == set(names)
+        for error in summary.missing.values():
+            assert f"a tar archive that is not gzip-compressed: {shown(name)}" in str(error)
+            assert "\x1b" not in str(error) and "--from imagenet=PATH" in str(error)
+        assert not any("as a stream" in note for note in notes)
+    write_zip(archive, [("a.tar", b"x" * 5000), ("e\x1b[2J.TGZ", tar_gz(published, names))])
+    notes = []
+    summary = fetched(published, changing, tmp_path / "root", "imagenet", "kaggle-zip", show=notes.append)
+    assert summary.complete, summary.text()
+    assert any("left out, a tar archive that is not gzip-compressed: 'a.tar'" in note for note in notes)
+    assert any(r"'e\x1b[2J.TGZ'" in note for note in notes) and not any("\x1b" in note for note in notes)
 
 
 @pytest.mark.usefixtures("account")

@@ -511,3 +511,18 @@ def test_no_tar_at_all(tmp_path: Path) -> None:
             assert dict(read_tar(file, "coco", finder("coco", COCO))) == {}
         except FetchError as error:
             assert error.reason == "corrupt"
+
+
+def test_names_of_members_steer_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "MAX_MEMBER_BYTES", 3)
+    evil = "a\x1b[2J\nforged/000000000139.jpg"
+    (error,) = (
+        result for _, result in read_tar(tar(tmp_path / "a.tar", [(evil, b"1234")]), "coco", finder("coco", COCO[:1]))
+    )
+    assert isinstance(error, FetchError)
+    assert r"'a\x1b[2J\nforged/000000000139.jpg'" in str(error)
+    assert str(error).isprintable()
+    two = tar(tmp_path / "two.tar", [(evil, b"1"), ("b\x1b/000000000139.jpg", b"2")])
+    (error,) = (result for _, result in read_tar(two, "coco", finder("coco", COCO[:1])))
+    assert isinstance(error, FetchError)
+    assert "got two: " in str(error) and str(error).isprintable()

@@ -471,12 +471,12 @@ def test_a_page_that_claims_gigabytes(size: int, codec: str | None) -> None:
 def test_bombs() -> None:
     zeros = pa.Codec("zstd").compress(bytes(400 * 1024**2), asbytes=True)
     assert len(zeros) < 100_000
-    _refused(handmade(page(zeros, 2, size=400 * 1024**2), 2, codec=6), "at most 335,544,320 bytes")
+    _refused(handmade(page(zeros, 2, size=400 * 1024**2), 2, codec=6), "at most 8,4[0-9]{2},[0-9]{3} bytes")
     # It claims little and would give much.
     _refused(handmade(page(zeros, 2, size=1000), 2, codec=6), "can be read")
     # Many pages that are each allowed.
     some = pa.Codec("zstd").compress(plain(bytes(50 * 1024**2)), asbytes=True)
-    _refused(handmade(page(some, 1, size=50 * 1024**2 + 4) * 8, 8, codec=6), "at most 335,544,320 bytes")
+    _refused(handmade(page(some, 1, size=50 * 1024**2 + 4) * 8, 8, codec=6), "at most 8,4[0-9]{2},[0-9]{3} bytes")
 
 
 def test_a_dictionary_that_repeats_a_value_a_million_times() -> None:

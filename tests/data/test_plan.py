@@ -73,6 +73,27 @@ def test_all_nine_sources_and_all_their_routes() -> None:
     assert "packed: by range if it is stored; if not, all of it: about 144 GB to move" in forced.text()
 
 
+def test_an_archive_that_several_sources_share_is_told_of_once() -> None:
+    packed = {key: "packed" for key in ("coco", "ffhq", "wikiart")}
+    plan = make_plan(RECORDS, OnDisk(free=10**9), Options(only=tuple(packed), routes=packed, credentials=ALL))
+    assert plan.text().count("144 GB to move") == 1
+    assert "until its images are out (once for all 3 sources)" in plan.text()
+    disk = plan.text().splitlines()[-1]
+    assert disk.endswith(" needed, and as much as an archive that has to be moved whole, see above; 1 GB are free")
+    costs = [item["costs"] for item in plan.to_json()["fetch"]]  # type: ignore[attr-defined]
+    assert len(costs) == 3 and all("144 GB" in cost for (cost,) in costs)
+    one = make_plan(RECORDS, OnDisk(), Options(only=("ffhq",), routes=packed, credentials=ALL)).text()
+    assert "144 GB to move" in one and "once for all" not in one
+    usual = make_plan(RECORDS, OnDisk(free=10**9), Options(credentials=ALL)).text()
+    assert "moved whole" not in usual and usual.endswith(" needed, 1 GB are free")
+
+
+def test_a_path_forges_no_line_of_the_plan() -> None:
+    plan = make_plan(RECORDS, OnDisk(), Options(only=("coco",), own={"coco": (Path("/x\n  ffhq\x1b[2J"),)}))
+    assert "own (/x\\n  ffhq\\x1b[2J)" in plan.text()
+    assert "\x1b" not in plan.text()
+
+
 @pytest.mark.parametrize(
     ("known", "lost"),
     [

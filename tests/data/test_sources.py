@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from imaginet_hub.cli import main
-from imaginet_hub.data.access import credentials, hub_token, offline, sources_json, sources_text
+from imaginet_hub.data.access import credentials, hub_token, kaggle_authorization, offline, sources_json, sources_text
 from imaginet_hub.data.manifest import read_annotations
 from imaginet_hub.data.sources import (
     FFHQ_INDEX,
@@ -232,6 +232,35 @@ def test_what_sources_need_is_cheap(code: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.fixture
+def nobody(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user whom the machine does not know, as in containers that run under any id."""
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+
+
+@pytest.mark.usefixtures("nobody")
+def test_kaggles_credentials_of_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kaggle_authorization() is None
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "kaggle.json").write_text('{"username": "a", "key": "b"}')
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path / "given"))
+    assert kaggle_authorization() == "Basic YTpi"
+    monkeypatch.delenv("KAGGLE_CONFIG_DIR")
+    monkeypatch.setenv("KAGGLE_USERNAME", "u")
+    monkeypatch.setenv("KAGGLE_KEY", "k")
+    assert kaggle_authorization() == "Basic dTpr"
+
+
+def test_a_key_that_no_text_can_hold_is_none(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kaggle.json").write_text('{"username": "a", "key": "\\ud800"}')
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    assert kaggle_authorization() is None
 
 
 def test_text_looks_once(monkeypatch: pytest.MonkeyPatch) -> None:

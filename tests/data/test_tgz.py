@@ -20,13 +20,15 @@ from pathlib import Path
 import pytest
 
 from imaginet_hub.data.readers import deflate, stream_state, tgz
-from imaginet_hub.data.readers.files import LocalFile, RemoteFile, Span
+from imaginet_hub.data.readers.files import Inflated, LocalFile, RemoteFile, Span
 from imaginet_hub.data.readers.hosts import PlainFile
 from imaginet_hub.data.readers.http import Cancelled, Http
 from imaginet_hub.data.readers.tgz import GzipTar
+from imaginet_hub.demo.mirror import Fault, Mirror, Request
 from imaginet_hub.errors import FetchError
 from tests.conftest import image_bytes
 from tests.support.http import serve
+from tests.support.published import ACCOUNTS, GATES, Published
 
 Results = dict[str, bytes | FetchError]
 
@@ -627,6 +629,68 @@ def test_damage_is_not_remembered(
     assert run(Watched(archive), [*members, "not there"], state)[0] == members
 
 
+@pytest.mark.parametrize("kind", ["truncated", "garbage", "header"])
+def test_a_broken_archive_is_not_read_anew_by_each_run(
+    archive: bytes, members: dict[str, bytes], close_points: None, tmp_path: Path, kind: str
+) -> None:
+    place = len(archive) * 4 // 5
+    if kind == "truncated":
+        broken = archive[:place]
+    elif kind == "garbage":
+        broken = archive[:place] + random.Random(6).randbytes(len(archive) - place)
+    else:
+        tar = packed({name: members[name] for name in list(members)[:250]}).rstrip(b"\0")
+        broken = gzip.compress(tar + bytes(-len(tar) % 512) + b"no header" * 100_000)
+    state, listed = tmp_path / "state", []
+    for number in range(4):
+        watched = Watched(broken)
+        tar_gz = GzipTar(watched, "v", state, go_on)
+        with pytest.raises(FetchError, match="truncated or damaged") as caught:
+            listed.append(list(tar_gz.read(lambda name: [name] if name == "not there" else [], ["not there"])))
+        assert caught.value.reason == "corrupt"
+        if number == 0:
+            first = watched.read
+            assert first > len(broken) // 2
+        else:
+            assert 0 < watched.read < 1_500_000 < first, "it read from the last point only"
+            assert tar_gz.resumed_at > 0
+            assert watched.read - 300_000 <= tar_gz.repeated <= watched.read
+    # What it kept is true: all that lies before the break is known, and there without a second reading of the rest.
+    names = list(members)[:20]
+    watched = Watched(broken)
+    assert run(watched, names, state)[0] == {name: members[name] for name in names}
+    assert watched.read < first
+    if kind != "header":  # and where the host's copy was right all along, the next run has everything
+        with pytest.raises(FetchError):
+            run(Watched(broken + bytes(len(archive) - len(broken))), ["not there"], tmp_path / "other")
+        assert run(Watched(archive), members, tmp_path / "other")[0] == members
+
+
+def test_a_stream_that_cannot_be_read_from_its_middle(
+    archive: bytes, members: dict[str, bytes], close_points: None, tmp_path: Path
+) -> None:
+    """Deflated in a ZIP archive: read once from its beginning by each run, and no less is said."""
+    press = zlib.compressobj(1, zlib.DEFLATED, -15)
+    deflated = press.compress(archive) + press.flush()
+    names, state = list(members), tmp_path / "state"
+    reached = 0
+    for wanted in (names[290:291], names[300:301], names[10:310:40], names[:2], ["not there"], ["not there"]):
+        watched = Watched(deflated)
+        results, tar = run(Inflated(watched, len(archive)), wanted, state)
+        assert results == {name: members[name] for name in wanted if name in members}
+        assert len(watched.ranges) == 1 and watched.read <= len(deflated)
+        assert tar.resumed_at == 0
+        again = min(reached, watched.read)
+        assert again - 100_000 <= tar.repeated <= again + 300_000, "it does not tell the truth"
+        reached = max(reached, watched.read)
+    for cut in (len(deflated) // 2, len(deflated) // 3):
+        for number in range(2):
+            with pytest.raises(FetchError):
+                tar = GzipTar(Inflated(Watched(deflated[:cut]), len(archive)), "v", tmp_path / str(cut), go_on)
+                list(tar.read(lambda name: [], ["not there"]))
+            assert tar.resumed_at == 0 and (tar.repeated > cut - 300_000) == (number == 1)
+
+
 def test_a_failed_run_is_gone_on_with(
     archive: bytes, members: dict[str, bytes], close_points: None, tmp_path: Path
 ) -> None:
@@ -648,3 +712,66 @@ def test_a_failed_run_is_gone_on_with(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
 def test_a_full_disk_only_costs_the_next_run(archive: bytes, members: dict[str, bytes], close_points: None) -> None:
     assert run(Watched(archive), members, Path("/dev/full"))[0] == members
+
+
+# --- in a fetch -----------------------------------------------------------------------------------------------------
+
+UUIDS = [f"journeydb/{number:08x}-81cc-4eef-a89f-0cb9f211fa6f.jpg" for number in range(30)]
+PLACE = "hf/JourneyDB/JourneyDB/data/train/imgs/000.tgz"
+
+
+@pytest.fixture
+def journey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Published, Mirror]]:
+    """A mirror of one archive, which is a file of its own."""
+    monkeypatch.setenv("HF_TOKEN", ACCOUNTS["HF_TOKEN"])
+    published = Published.make(tmp_path / "published", names=UUIDS, size=(300, 200))
+    put(published, (published.origin / PLACE).read_bytes())
+    with Mirror(published.origin, **GATES) as mirror:
+        yield published, mirror
+
+
+def put(published: Published, data: bytes) -> None:
+    (published.origin / "new").write_bytes(data)
+    (published.origin / "new").replace(published.origin / PLACE)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "an image"])
+def test_what_is_damaged_at_the_host_is_read_once_a_run(
+    journey: tuple[Published, Mirror], tmp_path: Path, kind: str
+) -> None:
+    published, mirror = journey
+    data = (published.origin / PLACE).read_bytes()
+    if kind == "truncated":
+        data = data[: len(data) * 9 // 10]
+    else:
+        damaged = {f"000/{Path(name).name}": (published.root / name).read_bytes() for name in UUIDS}
+        name = f"000/{Path(UUIDS[7]).name}"
+        damaged[name] = damaged[name][:-500]
+        data = gzip.compress(packed(damaged))
+    put(published, data)
+    for _ in range(2):
+        summary = published.fetch(mirror, tmp_path / "root", ("journeydb",), routes={"journeydb": "hf-tgz"})
+        assert summary.missing and {error.reason for error in summary.missing.values()} == {"corrupt"}
+        assert len(summary.missing) == 1 or kind == "truncated"
+        assert summary.bytes_moved < 1.2 * len(data) + 50_000
+    published.here(tmp_path / "root")
+
+
+def test_another_version_is_read_in_the_same_run(journey: tuple[Published, Mirror], tmp_path: Path) -> None:
+    published, mirror = journey
+    data = (published.origin / PLACE).read_bytes()
+    put(published, data[: len(data) * 2 // 3])
+    asked: list[Request] = []
+
+    def repaired(request: Request) -> Fault | None:
+        """Once the broken one was read."""
+        if request.path.endswith("000.tgz"):
+            if any(each.range != request.range for each in asked) and request.range in (None, (0, 0)):
+                put(published, data)
+            asked.append(request)
+        return None
+
+    mirror.fault = repaired
+    summary = published.fetch(mirror, tmp_path / "root", ("journeydb",), routes={"journeydb": "hf-tgz"})
+    assert summary.complete, [str(error) for error in summary.missing.values()] + [str(r.range) for r in asked]
+    published.complete(tmp_path / "root", ("journeydb",))

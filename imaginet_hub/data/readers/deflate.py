@@ -17,7 +17,18 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BLOCK", "PIECE", "SPACING", "START", "WINDOW", "Broken", "Compressed", "Point", "inflated"]
+__all__ = [
+    "BLOCK",
+    "PIECE",
+    "SPACING",
+    "START",
+    "WINDOW",
+    "Broken",
+    "Compressed",
+    "Point",
+    "WrongChecksum",
+    "inflated",
+]
 
 #: Bytes of output between two points: what a killed run repeats at most, against 43 KB of state for each.
 SPACING = 32 * 1024**2
@@ -26,14 +37,18 @@ PIECE, BLOCK = 256 * 1024, 1024**2
 #: Where no block is found within so much, none is looked for until the next point is due.
 _SEARCHED = 2 * 1024**2
 WINDOW = 32 * 1024
-#: Images hardly compress. What has expanded so much, and so many times, is made to keep its reader busy.
-_BOMB_RATIO, _BOMB_BYTES = 100, 1024**3
+#: Images hardly compress. What has expanded so much (half a minute's work), and so many times, is a bomb.
+_BOMB_RATIO, _BOMB_BYTES = 100, 8 * 1024**3
 _MAX_HEADER = 1024**2
 _RAW = -zlib.MAX_WBITS
 
 
 class Broken(Exception):
     """The bytes are not a gzip-compressed tar archive, or no longer."""
+
+
+class WrongChecksum(Broken):
+    """Some byte before is damaged, nobody knows which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +205,7 @@ def inflated(source: Compressed, point: Point, last: int) -> Iterator[tuple[byte
         said = int.from_bytes(trailer[:4], "little"), int.from_bytes(trailer[4:], "little")
         if said != (crc, length & 0xFFFFFFFF):
             got = f"CRC32 {crc:08x} of {length:,} bytes"
-            raise Broken(f"{got} where gzip says {said[0]:08x} of {said[1]:,} (modulo 2^32)")
+            raise WrongChecksum(f"{got} where gzip says {said[0]:08x} of {said[1]:,} (modulo 2^32)")
 
 
 def _bits(*fields: tuple[int, int]) -> tuple[int, int]:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from imaginet_hub.data.readers.http import Http, Remote
 
-__all__ = ["PARTIAL", "download", "had"]
+__all__ = ["download", "had"]
 
-#: How files end that are not complete.
-PARTIAL = ".incomplete"
 _PIECE = 1024**2
 
 
 def _partial(target: Path, size: int, sha256: str | None) -> Path:
     """What it is called until it is complete; what another version left is not to be gone on with."""
-    return target.with_name(f"{target.name}.{(sha256 or str(size))[:16]}{PARTIAL}")
+    return target.with_name(f"{target.name}.{(sha256 or str(size))[:16]}.incomplete")
+
+
+def _sha256(file: Path, check: Callable[[], None]) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+            check()
+    return digest.hexdigest()
 
 
 def had(target: Path, size: int, sha256: str | None) -> int:
@@ -36,7 +44,7 @@ def download(
     Args:
         http: the client.
         remote: the file.
-        target: where it is to lie; what lies there already is taken for it, if it is as large.
+        target: where it is to lie; what lies there already is taken for it, if it is as large and has that hash.
         size: its bytes.
         sha256: of its bytes, if that is known: 64 hexadecimal digits in lower case.
         moved: is told how many bytes were had, and how many of those in vain (as a negative number); it may
@@ -47,8 +55,11 @@ def download(
         OSError: the disk.
     """
     if target.is_file() and target.stat().st_size == size:
-        moved(size)
-        return
+        # Volumes are all of one size, whatever version they are of.
+        if sha256 in (None, _sha256(target, http.check)):
+            moved(size)
+            return
+        target.unlink()
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(target, size, sha256)
     for last in (False, True):
@@ -66,6 +77,8 @@ def download(
                     digest.update(piece)
                     position += len(piece)
                     moved(len(piece))
+            file.flush()
+            os.fsync(file.fileno())  # or its name might outlive its bytes
         found = digest.hexdigest()
         if position == size and sha256 in (None, found):
             partial.replace(target)

@@ -12,7 +12,7 @@ from typing import Protocol
 from imaginet_hub.data.readers.http import Http, Remote
 from imaginet_hub.errors import FetchError
 
-__all__ = ["File", "Inflated", "LocalFile", "RemoteFile", "Span", "Volumes", "read_range"]
+__all__ = ["File", "Inflated", "LocalFile", "RemoteFile", "Span", "Volumes", "read_range", "seeks"]
 
 
 class File(Protocol):
@@ -38,6 +38,11 @@ class File(Protocol):
 def read_range(file: File, start: int, end: int) -> bytes:
     """A short range, whole."""
     return b"".join(file.stream(start, end))
+
+
+def seeks(file: File) -> bool:
+    """Whether reading from a place costs nothing for what lies before it."""
+    return not isinstance(file, Inflated)
 
 
 class RemoteFile:

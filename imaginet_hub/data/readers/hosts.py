@@ -148,7 +148,7 @@ def hub_files(http: Http, repo: str, source: str, endpoints: Endpoints) -> dict[
             )
             for sibling in json.loads(data)["siblings"]
         }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise remote.error("format", "the Hub's list of files", f"{error!r}"[:120], remote.other_ways()) from error
 
 
@@ -232,6 +232,12 @@ class HubFile(_SignedFile):
                 self.same("X-Linked-Etag", headers.get("x-linked-etag"))
         self._remember(response)
         self.same(f"ETag of {urlsplit(response.url).hostname}", response.headers.get("etag"))
+
+    @property
+    def version(self) -> str:
+        """The Hub's own word where it gives one: which of its CDN's hosts answers, and with what ETag, may vary."""
+        linked = self._version.get("X-Linked-Etag")
+        return f"X-Linked-Etag={linked}" if linked is not None else super().version
 
 
 def _hub_authorization(remote: Remote) -> str | None:

@@ -113,8 +113,8 @@ def _files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
         depth = len(Path(parent).relative_to(base).parts)
         if depth >= _ARCHIVE_DEPTH:
             folders.clear()
-        files = (Path(parent, name) for name in names if name.lower().endswith(suffixes))
-        found += [(depth, file) for file in files if file.is_file()]
+        files = (f"{parent}/{name}" for name in names if name.lower().endswith(suffixes))
+        found += [(depth, Path(file)) for file in files if os.path.isfile(file)]  # noqa: PTH113 - it never raises
     return [file for _, file in sorted(found)]
 
 
@@ -215,11 +215,11 @@ def read_tars_in_zip(
     path: Path, source: Source, wanted: Iterable[str], check: Callable[[], None] = _go_on
 ) -> Iterator[tuple[str, bytes | FetchError]]:
     """`read_tar` of each tar archive inside a ZIP archive, as a stream."""
-    left = list(wanted)
+    left = dict.fromkeys(wanted)
     for name in tars_in_zip(path, source.key):
         for target, result in read_tar(path, source.key, Finder(source, left), name, check):
             if isinstance(result, bytes):
-                left.remove(target)
+                left.pop(target, None)
             yield target, result
 
 
@@ -262,7 +262,7 @@ def read_tar(
     except _BROKEN as error:
         broken = error
     for target, two in finder.ambiguous().items():
-        got = f"two: {two[0]!r} and {two[1]!r}"
+        got = f"two: {shown(two[0])} and {shown(two[1])}"
         yield target, FetchError("missing", source, str(path), f"a member for {target}", got, "name a narrower one")
     for target, (why, _) in finder.refusals().items():
         yield target, FetchError("corrupt", source, str(path), f"an image for {target}", why, "name another archive")
@@ -499,9 +499,9 @@ def _data(path: Path, source: str, name: str, member: tarfile.TarInfo, archive: 
     if member.size > MAX_MEMBER_BYTES or member.issparse():
         got = "a sparse file" if member.issparse() else f"one of {member.size:,} bytes"
         expected = f"an image of at most {MAX_MEMBER_BYTES:,} bytes"
-        return FetchError("corrupt", source, f"{path}: {member.name}", expected, got, "leave it out")
+        return FetchError("corrupt", source, f"{path}: {shown(member.name)}", expected, got, "leave it out")
     stream = archive.extractfile(member)
     data = stream.read(member.size) if stream is not None else b""
     if len(data) != member.size:
-        raise EOFError(f"{name} ends after {len(data):,} of {member.size:,} bytes")
+        raise EOFError(f"{shown(name)} ends after {len(data):,} of {member.size:,} bytes")
     return data

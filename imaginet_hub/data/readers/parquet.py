@@ -37,8 +37,11 @@ _MAX_FOOTER_VALUES = 1_000_000
 #: Of a row group. `datasets` writes 100 rows or 100 MB; more than this is not an image's neighbourhood.
 _MAX_ROWS = 1_000_000
 #: A column chunk, and all of its pages, uncompressed. Images do not compress.
-_MAX_CHUNK_BYTES = {_BYTES: 256 * 1024**2, _PATH: 32 * 1024**2}
-_MAX_PAGE_BYTES = {_BYTES: 320 * 1024**2, _PATH: 64 * 1024**2}
+_MAX_CHUNK_BYTES = {_BYTES: 128 * 1024**2, _PATH: 32 * 1024**2}
+_MAX_PAGE_BYTES = {_BYTES: 160 * 1024**2, _PATH: 64 * 1024**2}
+#: Pages of images that expand more than this are bombs. Decoding takes several times what they expand to, in as many
+#: threads as what is moved leaves room for.
+_MAX_RATIO, _HARMLESS_BYTES = 2, 8 * 1024**2
 _MAX_PAGES = 100_000
 _MAX_HEADER_VALUES = 1_000
 #: Images that are decoded together: each is a copy, and with a dictionary all may be copies of one that fills it.
@@ -222,6 +225,8 @@ class ParquetImages:
         """Walk over the page headers; return how large the dictionary is, uncompressed."""
         position = values = unpacked = pages = dictionary_bytes = 0
         most = _MAX_PAGE_BYTES[chunk.column.path]
+        if chunk.column.path == _BYTES:
+            most = min(most, _MAX_RATIO * len(data) + _HARMLESS_BYTES)
         where = f"{chunk.column.path} of row group {chunk.group}"
         while values < chunk.rows:
             thrift = _Thrift(data[position:], _MAX_HEADER_VALUES)

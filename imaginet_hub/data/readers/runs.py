@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["MAX_MEMBER_BYTES", "Placed", "Run", "Whole", "Window", "plan_runs"]
+__all__ = ["MAX_MEMBER_BYTES", "Placed", "Run", "Window", "plan_runs"]
 
 #: No image of ImagiNet comes near; a member that claims more is not one.
 MAX_MEMBER_BYTES = 256 * 1024**2
@@ -40,26 +40,6 @@ class Placed(Protocol):
 
 
 Place = TypeVar("Place", bound=Placed)
-
-
-class Whole:
-    """What there is to say of members whose bytes lie in the archive as they are."""
-
-    __slots__ = ()
-    offset: int
-    size: int
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.size
-
-    @property
-    def moved(self) -> int:
-        return self.size
-
-    @property
-    def held(self) -> int:
-        return self.size
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from imaginet_hub.data.readers.files import File, read_range
-from imaginet_hub.data.readers.runs import MAX_MEMBER_BYTES, Run, Whole, Window
+from imaginet_hub.data.readers.runs import MAX_MEMBER_BYTES, Run, Window
 from imaginet_hub.errors import FetchError
 
 __all__ = ["Block", "Coder", "Entry", "SevenZip"]
@@ -63,6 +63,8 @@ class Coder:
     @property
     def sound(self) -> bool:
         """Whether its properties make sense where a decoder could not bear others."""
+        if self.properties == b"":  # liblzma's filters end the process
+            return False
         if self.method != _PPMD:
             return True
         properties = self.properties or b""
@@ -112,7 +114,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry(Whole):
+class Entry:
     """A member. Two are equal if they hold the same bytes (by CRC-32 and size).
 
     Attributes:
@@ -139,6 +141,20 @@ class Entry(Whole):
 
     def __hash__(self) -> int:
         return hash((self.crc, self.size))
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.size
+
+    @property
+    def moved(self) -> int:
+        """Bytes that reading it moves."""
+        return self.size
+
+    @property
+    def held(self) -> int:
+        """Bytes that reading it holds in memory."""
+        return self.size
 
 
 class SevenZip:

@@ -29,7 +29,8 @@ class StreamState:
     written is not kept: it only costs the next run.
 
     Attributes:
-        points: place in the tar archive of each known point, and of its line in the file.
+        points: place in the tar archive of each known point, of its line in the file, and up to where the tar archive
+            was listed before that line.
         listed: up to where the tar archive was listed.
         ended: whether that was its end.
         reached: compressed bytes that earlier runs had.
@@ -42,8 +43,10 @@ class StreamState:
         self._members: list[tuple[int, str]] = []
         self._names = 0
         self._told = 0
+        self._first = 0
         self._kept = 0
-        self.points: list[tuple[int, int]] = []
+        self._written = 0
+        self.points: list[tuple[int, int, int]] = []
         self.listed = 0
         self.ended = False
         self.reached = 0
@@ -71,6 +74,7 @@ class StreamState:
                     if entry is None or not (self._take(entry, good) if good else entry == self._identity):
                         break
                     good += len(line)
+                    self._first = self._first or good
                     for offset, name in entry.get("members", ()):
                         paths = [path for path in match(name) if path in sought]
                         if paths:
@@ -80,9 +84,10 @@ class StreamState:
             self._kept = good
             if not good:
                 self._write(self._identity)
+                self._first = self._kept
         except OSError:
             self._give_up()
-        self._told = self.reached
+        self._told, self._written = self.reached, self.listed
         return known
 
     def _take(self, entry: dict[str, Any], at: int) -> bool:
@@ -102,7 +107,7 @@ class StreamState:
             point = _point(entry["point"], total)
             if point is None or point.out > listed or (self.points and point.out <= self.points[-1][0]):
                 return False
-            self.points.append((point.out, at))
+            self.points.append((point.out, at, self.listed))
         self.listed, self.reached = listed, max(self.reached, reached)
         self.ended = self.ended or entry.get("ended") is True
         return True
@@ -140,7 +145,7 @@ class StreamState:
         """Between two members: keep what is worth it."""
         last = self.points[-1][0] if self.points else 0
         if point is not None and last < point.out <= position and self._file is not None:
-            self.points.append((point.out, self._kept))
+            self.points.append((point.out, self._kept, self._written))
             self.save(reached, point)
         elif self._names >= _NAMES or reached >= self._told + _REACHED:
             self.save(reached)
@@ -156,7 +161,7 @@ class StreamState:
             window = base64.b64encode(point.window).decode()
             entry["point"] = [point.at, point.bit, point.out, point.crc, point.length, window]
         self._write(entry)
-        self._members, self._names = [], 0
+        self._members, self._names, self._written = [], 0, self.listed
         self._told = max(reached, self._told)
 
     def _write(self, entry: dict[str, Any]) -> None:
@@ -177,6 +182,19 @@ class StreamState:
         if self._file is not None:
             self._file.close()
         self._file = None
+
+    def rewind(self, reached: int) -> None:
+        """The archive breaks further on: keep what lies before the last point, which may be of damaged bytes."""
+        if self._file is None:
+            return
+        _, self._kept, self.listed = self.points.pop() if self.points else (0, self._first, 0)
+        self._members, self._names, self.ended = [], 0, False
+        try:
+            self._file.truncate(self._kept)
+        except OSError:
+            self.forget()
+        self.save(reached)
+        self._give_up()
 
     def forget(self) -> None:
         """There was nothing."""

@@ -1,7 +1,8 @@
 """Wanted members of a huge gzip-compressed tar archive, as a stream that can be gone on with after a kill.
 
 Points to inflate from (`readers.deflate`) and the names listed so far go to a state file (`readers.stream_state`); a
-later run continues from there, or goes back for members that it knows already.
+later run continues from there, or goes back for members that it knows already. Of a file that cannot be read from its
+middle (one that is deflated itself, in a ZIP archive) only how far it was read is kept, to tell what is read again.
 (POSIX.1-2001 pax; GNU tar.)
 """
 
@@ -16,8 +17,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imaginet_hub.data.readers.deflate import BLOCK, PIECE, START, Broken, Compressed, Point, inflated
-from imaginet_hub.data.readers.files import File
+from imaginet_hub.data.readers.deflate import BLOCK, PIECE, START, Broken, Compressed, Point, WrongChecksum, inflated
+from imaginet_hub.data.readers.files import File, seeks
 from imaginet_hub.data.readers.runs import MAX_MEMBER_BYTES
 from imaginet_hub.data.readers.stream_state import MAX_NAME, StreamState
 from imaginet_hub.errors import FetchError
@@ -75,14 +76,16 @@ class GzipTar:
         left = dict.fromkeys(wanted)
         size = self._file.size()
         while left:
-            state = StreamState(self._path, {"format": 1, "bytes": size, "version": self._version})
+            form = 1 if seeks(self._file) else 0
+            state = StreamState(self._path, {"format": form, "bytes": size, "version": self._version})
             tour = _Tour(self, state, size)
             try:
                 yield from tour.members(match, left)
                 return
             except Broken as broken:
-                if not tour.trusted:
-                    got = f"{broken}, after {tour.received:,} of {size:,} bytes and {tour.count:,} members"
+                if not tour.misled:
+                    further = "further " if tour.trusted else ""
+                    got = f"{broken}, after {tour.received:,} of {size:,} bytes and {tour.count:,} {further}members"
                     remedy = f"it is truncated or damaged; {self._file.remedy}"
                     raise self._file.error(
                         "corrupt", "a complete gzip-compressed tar archive", got, remedy
@@ -111,8 +114,10 @@ class _Tour:
         self._check = archive._check
         self._state = state
         self._size = size
+        self._seeks = seeks(archive._file)
         self._ahead: _Ahead | None = None
         self.trusted = False  # whether the state says anything
+        self.misled = False  # whether what broke may be the state, not the archive
         self.received = 0  # compressed position
         self.count = 0
 
@@ -131,8 +136,14 @@ class _Tour:
                 yield from self._deliver(stream, member, paths, left)
             if left and not self._state.ended:
                 yield from self._list(match, left)
-        except Broken:
-            self._state.forget()  # it may describe damaged bytes, or be what is wrong
+        except Broken as broken:
+            # A header in its place, after all that was listed, shows that the state is true but for checksums.
+            checksum = isinstance(broken, WrongChecksum)
+            self.misled = self.trusted and (checksum or self.count == 0)
+            if checksum or self.misled:
+                self._state.forget()  # it describes damaged bytes, or is what is wrong
+            else:
+                self._state.rewind(self.received)
             raise
         finally:
             self._state.save(self.received)
@@ -146,12 +157,12 @@ class _Tour:
             member = _member(stream, self._check)
             if member is None:
                 stream.drain()
-                self._state.ended = True
+                self._state.ended = self._seeks
                 return
             self.count += 1
             paths = [path for path in match(member.known_as) if path in left] if member.known_as else []
             yield from self._deliver(stream, member, paths, left)
-            self._state.progress(stream.position, stream.point, self.received)
+            self._state.progress(stream.position, stream.point if self._seeks else None, self.received)
 
     def _deliver(
         self, stream: _Ahead, member: _Member, paths: list[str], left: dict[str, None]
@@ -163,7 +174,8 @@ class _Tour:
             stream.skip(member.stored - member.size)
         else:
             stream.skip(member.stored)
-        self._state.add(member.offset, member.known_as, stream.position)  # whatever becomes of it
+        if self._seeks:
+            self._state.add(member.offset, member.known_as, stream.position)  # whatever becomes of it
         for path in paths:
             left.pop(path, None)
         if result is not None:

@@ -27,7 +27,7 @@ from imaginet_hub.data.readers.files import File
 from imaginet_hub.data.readers.sevenzip import Block, Entry, SevenZip
 from imaginet_hub.errors import FetchError
 
-__all__ = ["require_unpacker", "unpack", "unpack_to", "unpacker"]
+__all__ = ["py7zr_is_here", "require_unpacker", "unpack", "unpack_to", "unpacker"]
 
 _PROGRAMS = ("7zz", "7z", "7za")
 _PIECE = 1024**2
@@ -39,6 +39,18 @@ _IDLE = 100
 _PROGRAM_BYTES, _WORDS_BYTES = 800 * 1024**2, 1024**2
 #: A program that neither writes nor computes for so long hangs; how often that is looked at.
 _SILENCE_S, _LOOK_S = 120.0, 0.2
+#: What 7z may need to start and to understand names; no secrets.
+_ENVIRONMENT = (
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+    "SYSTEMROOT",
+    "TMPDIR",
+    "TEMP",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+)
 #: Names that 7z takes literally.
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 #: Methods that py7zr decodes in bounded memory: Copy, Delta, BCJ and its kin, LZMA, LZMA2, Deflate(64), BZip2. Not
@@ -87,8 +99,9 @@ def unpack_to(archive: SevenZip, first_volume: Path, entry: Entry, target: Path,
     program = require_unpacker(archive.file)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.incomplete")
+    partial.unlink(missing_ok=True)  # of a run that was killed
     ways = [] if program == "py7zr" else [_pieces_by_program(program, archive, first_volume, entry, check)]
-    ways += [_pieces_by_py7zr(archive, entry, check)] if _py7zr_is_here() else []
+    ways += [_pieces_by_py7zr(archive, entry, check)] if py7zr_is_here() else []
     errors = []
     try:
         for pieces in ways:
@@ -145,21 +158,29 @@ def unpack(
     program = require_unpacker(archive.file)
     choice = _Choice.of(archive, left.values())
     failed: dict[str, FetchError] = {}
-    # 7z would decode bombs that lie between; py7zr is given blocks one by one.
-    if program != "py7zr" and not (choice.dangerous and _py7zr_is_here()):
+    if choice.dangerous:  # 7z would decode what lies between; py7zr is given blocks one by one
+        failed = dict.fromkeys(left, _too_dangerous(archive))
+    elif program != "py7zr":
         for path, result in _by_program(program, archive, first_volume, left, choice, check):
             if isinstance(result, bytes):
                 yield path, result
             else:
                 failed[path] = result
         left = {path: left[path] for path in failed}
-    if _py7zr_is_here():
+    if py7zr_is_here():
         yield from _by_py7zr(archive, left, check)
     else:
         yield from failed.items()
 
 
-def _py7zr_is_here() -> bool:
+def _too_dangerous(archive: SevenZip) -> FetchError:
+    remedy = 'install py7zr with: pip install "imaginet_hub[fetch]"'
+    got = "bombs among them, which 7z would unpack too"
+    return archive.file.error("format", "blocks that can be unpacked", got, remedy)
+
+
+def py7zr_is_here() -> bool:
+    """Whether there is a second opinion on what 7z could not read."""
     return importlib.util.find_spec("py7zr") is not None
 
 
@@ -208,10 +229,11 @@ def _by_program(
             if not paths:
                 return
             targets = paths.pop(id(entry), [])
-            data = running.take(entry.size, keep=bool(targets) or not sure)
-            if sure and not targets:
+            if not targets:
+                right = running.passes(entry)
+                sure = right and (sure or entry.crc is not None)
                 continue
-            result = archive.checked(entry, data)
+            result = archive.checked(entry, running.take(entry.size))
             sure = isinstance(result, bytes) and (sure or entry.crc is not None)
             if not sure:
                 expected, got = f"member {entry.name!r}", "other bytes"
@@ -225,6 +247,8 @@ def _pieces_by_program(
     program: str, archive: SevenZip, first_volume: Path, wanted: Entry, check: Check
 ) -> Generator[bytes]:
     choice = _Choice.of(archive, [wanted])
+    if choice.dangerous:
+        raise _too_dangerous(archive)
     with _Program(program, first_volume, choice.tops, check) as running:
         for entry in choice.entries:
             for piece in running.pieces(entry.size):
@@ -247,7 +271,12 @@ class _Program:
     def __enter__(self) -> _Program:
         try:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._words, bufsize=0
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=self._words,
+                bufsize=0,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             )
         except OSError as error:
             self._trouble = str(error)
@@ -272,13 +301,20 @@ class _Program:
             size -= len(piece)
             yield piece
 
-    def take(self, size: int, *, keep: bool) -> bytes:
-        """The next `size` bytes, or fewer at the end; none of them where they are not to be kept."""
+    def take(self, size: int) -> bytes:
+        """The next `size` bytes, or fewer at the end."""
         kept = io.BytesIO()
         for piece in self.pieces(size):
-            if keep:
-                kept.write(piece)
+            kept.write(piece)
         return kept.getvalue()
+
+    def passes(self, entry: Entry) -> bool:
+        """Read over a member; whether it was what the table says."""
+        crc = size = 0
+        for piece in self.pieces(entry.size):
+            crc = zlib.crc32(piece, crc)
+            size += len(piece)
+        return size == entry.size and entry.crc in (None, crc)
 
     def said(self) -> str:
         """What went wrong, in its own words."""
@@ -350,7 +386,7 @@ def _decoded(archive: SevenZip, block: Block, entries: Iterable[Entry], check: C
     import py7zr.exceptions
 
     coders = [
-        {"method": c.method, "properties": c.properties, "numinstreams": c.inputs, "numoutstreams": c.outputs}
+        {"method": c.method, "properties": c.properties or None, "numinstreams": c.inputs, "numoutstreams": c.outputs}
         for c in block.coders
     ]
     position = idle = 0
@@ -378,6 +414,7 @@ def _decoded(archive: SevenZip, block: Block, entries: Iterable[Entry], check: C
         lzma.LZMAError,
         zlib.error,
         *(ValueError, TypeError, EOFError, OSError, ArithmeticError, LookupError, MemoryError, RuntimeError),
+        *(AttributeError, ImportError),  # another py7zr than we know
         struct.error,
     ) as error:
         what = "+".join(coder.method.hex() for coder in block.coders)

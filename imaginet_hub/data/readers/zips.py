@@ -37,6 +37,7 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _STORED, _DEFLATED = 0, 8
 #: An archive of images hardly shrinks once more.
 _MAX_RATIO = 100
+_SPECIAL = (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
 #: More than any file has; fits 64 bits.
 _BEYOND = 2**63
 _MAX_END_RECORDS = 64
@@ -243,6 +244,8 @@ class ZipFile:
             got = "an encrypted member"
         elif stat.S_ISLNK(member.attributes >> 16):
             got = "a symbolic link"
+        elif stat.S_IFMT(member.attributes >> 16) in _SPECIAL:
+            got = "a device, a named pipe or a socket"
         elif member.method not in (_STORED, _DEFLATED):
             got = f"compression method {member.method}"
         elif max(member.size, member.compressed) > MAX_MEMBER_BYTES:

@@ -56,8 +56,8 @@ def allow(
         names = " ".join(f"--route {source.key}={route}" for source in sources)
         raise file.error(
             "cost",
-            "an archive that can be read by range",
-            price,
+            "your word for moving a whole archive",
+            f"none: {price}",
             f"say {names} if it is worth that, or bring the files yourself with --from {sources[0].key}=PATH",
         )
     tools.say(price)

@@ -29,19 +29,28 @@ def own_ways(tools: Tools, source: Source, paths: Sequence[Path]) -> Iterator[Wa
     for path in paths:
         for place in (path, *local.archives_in(path)):
             yield Way(OWN, source.folders, functools.partial(_jobs, tools, source, place), retries=False)
-            yield Way(OWN, source.folders, functools.partial(_inner_jobs, tools, source, place), retries=False)
+            if _is_zip(place):
+                yield Way(OWN, source.folders, functools.partial(_inner_jobs, tools, source, place), retries=False)
         tables: list[File] = [LocalFile(file, source.key) for file in local.parquet_in(path)]
         if tables:
             yield Way(OWN, source.folders, functools.partial(parquet_jobs, tools, source, OWN, tables), retries=False)
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return local.kind_of(path) == "zip"
+    except OSError:  # `_jobs` says so
+        return False
 
 
 def _jobs(tools: Tools, source: Source, path: Path, records: Sequence[Record]) -> list[Job]:
     """The user's folder or archive."""
     try:
         kind = local.kind_of(path)
+        beside = [file.name for file in path.absolute().parent.iterdir()] if kind == "7z" else []
     except OSError as error:
         raise FetchError(
-            "missing", source.key, str(path), "a folder or an archive", str(error), "check --from"
+            "missing", source.key, str(path), "a folder or an archive that can be read", str(error), "check --from"
         ) from error
     aliases = tools.faces.names_near(path) if source.key == "ffhq" else {}
     paths = [record.file for record in records]
@@ -53,7 +62,7 @@ def _jobs(tools: Tools, source: Source, path: Path, records: Sequence[Record]) -
         in_tar: Finder[str] = Finder(source, paths, aliases)
         return [Job(tuple(paths), _tar, (tools, source, path, paths, in_tar))]
     if kind == "7z":
-        names, lacking = find_volumes([file.name for file in path.absolute().parent.iterdir()], path.name)
+        names, lacking = find_volumes(beside, path.name)
         volumes = [LocalFile(path.with_name(name), source.key) for name in names]
         if lacking is not None:
             remedy = "put all volumes into one folder, name the first"
@@ -83,9 +92,9 @@ def _jobs(tools: Tools, source: Source, path: Path, records: Sequence[Record]) -
 
     jobs = [Job((record.file,), job, (record,)) for record in records if record.file in found]
     rest = [record for record in records if record.file not in found]
-    errors = {}
+    errors, ambiguous = {}, in_folder.ambiguous()
     for record in rest:
-        two = in_folder.ambiguous().get(record.file)
+        two = ambiguous.get(record.file)
         got, remedy = "none", "name a folder or an archive that holds it"
         if source.key == "ffhq" and not tools.faces.numbered:
             remedy += f"; files in FFHQ's own numbering need {INDEX_FILE} beside them"
@@ -97,7 +106,7 @@ def _jobs(tools: Tools, source: Source, path: Path, records: Sequence[Record]) -
 
 def _inner_jobs(tools: Tools, source: Source, path: Path, records: Sequence[Record]) -> list[Job]:
     """The tar archives inside the user's ZIP archive: older downloads of ImageNet are such."""
-    if not path.is_file() or local.kind_of(path) != "zip" or not local.tars_in_zip(path, source.key):
+    if not local.tars_in_zip(path, source.key):
         return []
     paths = [record.file for record in records]
     return [Job(tuple(paths), local.read_tars_in_zip, (path, source, paths, tools.http.check))]

@@ -130,7 +130,9 @@ def _jobs(tools: Tools, source: Source, route: str, shards: Sequence[_Shard], re
         else:
             shard.look(finder)
 
-    tools.workers.each([functools.partial(look, shard) for shard in shards])
+    if shards:
+        look(shards[0])
+    tools.workers.each([functools.partial(look, shard) for shard in shards[1:]])
     for number, shard in enumerate(shards):
         for group, names in shard.names:
             for row, stored in names.items():

@@ -15,7 +15,7 @@ from typing import Any
 from imaginet_hub.data.keeper import disk_error
 from imaginet_hub.data.ledger import FOLDER
 from imaginet_hub.data.manifest import Record
-from imaginet_hub.data.matching import Finder, why_refused
+from imaginet_hub.data.matching import Finder, shown, why_refused
 from imaginet_hub.data.progress import progress_bar
 from imaginet_hub.data.readers.downloads import download, had
 from imaginet_hub.data.readers.files import File, LocalFile, RemoteFile, Span, Volumes
@@ -24,7 +24,7 @@ from imaginet_hub.data.readers.http import Remote
 from imaginet_hub.data.readers.local import inside_of
 from imaginet_hub.data.readers.runs import plan_runs
 from imaginet_hub.data.readers.sevenzip import Entry, SevenZip
-from imaginet_hub.data.readers.unpacking import require_unpacker, unpack, unpack_to
+from imaginet_hub.data.readers.unpacking import py7zr_is_here, require_unpacker, unpack, unpack_to
 from imaginet_hub.data.readers.zips import Member, ZipFile
 from imaginet_hub.data.sources import Archive, Source, source_of
 from imaginet_hub.data.units import human_bytes
@@ -134,7 +134,8 @@ class SevenZipWay:
         self._archive = archive
         self._opened: tuple[SevenZip, list[_Volume]] | None = None
         self._moved_whole = False
-        self._came = False
+        self._owed: set[str] = set()  # what may still come out of it
+        self._final = False  # whether what is damaged now will always be
 
     @property
     def _folder(self) -> Path:
@@ -157,15 +158,19 @@ class SevenZipWay:
         return _jobs(self._sources, archive, records, _inside(self._archive.folders), whole)
 
     def after(self) -> None:
-        """Everything is out of it that can be. What is not all here, or gave nothing, is kept for another run."""
-        if self._came:
+        """When everything is out of it, it is removed; else it is kept for another run, and the user is told."""
+        if self._moved_whole and not self._owed:
             _remove(self._folder)
         elif self._moved_whole:
-            self._tools.say(f"what was downloaded of {self._archive.address} is kept in {self._folder}")
+            self._tools.say(
+                f"{len(self._owed):,} images did not come out of {self._archive.address}, so that what was downloaded "
+                f"of it is kept in {self._folder}; remove that if you do not want it"
+            )
 
     def _watched(self, run: Callable[..., Iterator[Delivery]], *args: Any) -> Iterator[Delivery]:
         for path, result in run(*args):
-            self._came = self._came or isinstance(result, bytes)
+            if isinstance(result, bytes) or (self._final and result.reason == "corrupt"):
+                self._owed.discard(path)
             yield path, result
 
     def _open(self) -> tuple[SevenZip, list[_Volume]]:
@@ -221,6 +226,8 @@ class SevenZipWay:
             wanted_bytes=sum(member.size for member in images) if images else None,
         )
         self._moved_whole = True
+        self._owed = {record.file for record in wanted}
+        self._final = all(volume.sha256 is not None for volume in volumes) and py7zr_is_here()
         try:
             _note_wanted(self._folder, wanted)
         except OSError as error:
@@ -309,10 +316,12 @@ def _inner_jobs(
     """
     target = store / f"{inner.crc or 0:08x}.zip"
     if not target.is_file() or target.stat().st_size != inner.size:
+        shutil.rmtree(store, ignore_errors=True)  # of a run that was killed
         free = shutil.disk_usage(tools.root).free
         if free < inner.size:
-            expected, got = f"{human_bytes(inner.size)} of free disk for {inner.name}", human_bytes(free)
+            expected, got = f"{human_bytes(inner.size)} of free disk for {shown(inner.name)}", human_bytes(free)
             raise archive.file.error("disk", expected, got, "free some, or choose another ROOT")
+        tools.say(f"unpacking {shown(inner.name)} ({human_bytes(inner.size)}), which the images are in")
         try:
             _note_wanted(store, records)
             unpack_to(archive, first_volume, inner, target, tools.http.check)

@@ -13,38 +13,66 @@ from imaginet_hub.data.readers.hosts import remote_for
 from imaginet_hub.data.readers.tgz import GzipTar
 from imaginet_hub.data.sources import Archive, Source
 from imaginet_hub.data.units import human_bytes
-from imaginet_hub.data.ways.way import Tools, unmatched
+from imaginet_hub.data.ways.way import Tools, all_unmatched
 from imaginet_hub.data.workers import Delivery, Job
 from imaginet_hub.errors import FetchError
 
-__all__ = ["STREAMS", "StreamWay", "stream_job"]
+__all__ = ["STREAMS", "StreamWay", "stream_jobs"]
 
 #: Where it is kept how far streams were read, below the ledger's folder.
 STREAMS = "streams"
 
 
 class StreamWay:
-    """A tar archive at a host, compressed with gzip."""
+    """A tar archive at a host, compressed with gzip. Each version of it is read once, and no more if it is damaged."""
 
     def __init__(self, tools: Tools, source: Source, archive: Archive) -> None:
         self._tools = tools
         self._source = source
         self._address = archive.address
+        self._tried: set[str] = set()
 
     def jobs(self, records: Sequence[Record]) -> list[Job]:
         remote = remote_for(self._address, self._source.key, self._tools.endpoints)
         file = RemoteFile(self._tools.http, remote)
-        file.size()  # so that its version is known
-        files: list[tuple[str, File]] = [(f"{self._address} {remote.version}", file)]
-        return [stream_job(self._tools, self._source, files, records)]
+        size = file.size()  # so that its version is known
+        version = f"{self._address} {remote.version} {size}"
+        return stream_jobs(self._tools, self._source, [(version, file)], records, self._tried)
 
 
-def stream_job(tools: Tools, source: Source, files: Sequence[tuple[str, File]], records: Sequence[Record]) -> Job:
-    """Read archives (what identifies each, and itself) one after the other, each for what is still wanted."""
-    return Job(tuple(record.file for record in records), _stream, (tools, source, files, records))
+def stream_jobs(
+    tools: Tools, source: Source, files: Sequence[tuple[str, File]], records: Sequence[Record], tried: set[str]
+) -> list[Job]:
+    """Read archives one after the other, each for what is still wanted: a job, or none.
+
+    Args:
+        files: what identifies each (its address without spaces, a space, its version), and itself.
+        tried: versions that another round would read in vain: damaged bytes of these stay what they are. Is added to.
+    """
+    files = [(version, file) for version, file in files if version not in tried]
+    if not files:
+        return []
+    return [Job(tuple(record.file for record in records), _stream, (tools, source, files, records, tried))]
 
 
 def _stream(
+    tools: Tools,
+    source: Source,
+    files: Sequence[tuple[str, File]],
+    records: Sequence[Record],
+    tried: set[str],
+) -> Iterator[Delivery]:
+    versions = {version for version, _ in files}
+    tried |= versions
+    try:
+        yield from _all(tools, source, files, records)
+    except FetchError as error:
+        if error.reason == "changed":
+            tried -= versions
+        raise
+
+
+def _all(
     tools: Tools, source: Source, files: Sequence[tuple[str, File]], records: Sequence[Record]
 ) -> Iterator[Delivery]:
     left = {record.file: record for record in records}
@@ -54,22 +82,25 @@ def _stream(
         name = hashlib.sha256(version.split()[0].encode()).hexdigest()[:16]
         tar = GzipTar(file, version, tools.root / FOLDER / STREAMS / name, tools.http.check)
         told = False
-        for path, result in tar.read(lambda stored: finder.offer(stored, stored), list(left)):  # noqa: B023
-            if tar.resumed_at and not told:
-                told = True
-                again = human_bytes(tar.repeated)
-                tools.say(
-                    f"{source.key}: going on at {human_bytes(tar.resumed_at)} of the stream; {again} are read again"
-                )
-            if isinstance(result, bytes):
-                left.pop(path, None)
-                yield path, result
-            else:
-                failed[path] = result
-        for path, record in left.items():
-            if path not in failed:
-                failed[path] = unmatched(finder, record, file.error, file.remedy)
+        try:
+            for path, result in tar.read(lambda stored: finder.offer(stored, stored), list(left)):  # noqa: B023
+                if tar.resumed_at and not told:
+                    told = True
+                    tools.say(f"{source.key}: going on at {human_bytes(tar.resumed_at)} of the stream")
+                if isinstance(result, bytes):
+                    left.pop(path, None)
+                    yield path, result
+                else:
+                    failed[path] = result
+        except FetchError as error:
+            if error.reason != "corrupt":
+                raise
+            failed |= dict.fromkeys(left, error)  # but the next may have it
+        if tar.repeated:
+            tools.say(f"{source.key}: {human_bytes(tar.repeated)} of the stream were read again")
         if not left:
             return
+        lacking = [record for path, record in left.items() if path not in failed]
+        failed |= all_unmatched(finder, lacking, file.error, file.remedy)
     for path in left:
         yield path, failed[path]

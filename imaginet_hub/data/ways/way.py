@@ -17,7 +17,7 @@ from imaginet_hub.data.readers.zips import Member, ZipFile
 from imaginet_hub.data.workers import Delivery, Job, Workers
 from imaginet_hub.errors import FetchError
 
-__all__ = ["Tools", "Way", "all_unmatched", "failing", "top_folder", "unmatched", "zip_jobs"]
+__all__ = ["Tools", "Way", "all_unmatched", "failing", "top_folder", "zip_jobs"]
 
 
 def _nothing() -> None:
@@ -77,13 +77,6 @@ def failing(errors: Mapping[str, FetchError]) -> list[Job]:
 
 def _each(errors: Mapping[str, FetchError]) -> Iterator[Delivery]:
     yield from errors.items()
-
-
-def unmatched(
-    finder: Finder[Any], record: Record, error: Callable[[str, str, str, str], FetchError], remedy: str
-) -> FetchError:
-    """Why an archive gives nothing for a record."""
-    return all_unmatched(finder, [record], error, remedy)[record.file]
 
 
 def all_unmatched(
