@@ -107,6 +107,7 @@ class Summary:
             "fetched": dict(self.fetched),
             "bytes_moved": self.bytes_moved,
             "complete": self.complete,
+            "beyond_limit": self.plan.beyond_limit,
             "known_corrupt": sorted(self.known_corrupt),
             "damaged": {path: str(error) for path, error in self.damaged.items()},
             "missing": [
@@ -373,11 +374,13 @@ class _Fetch:
         for block in plan.blocked:
             no_way = FetchError(block.reason, block.source, "the plan", "a route", block.why, block.remedy)
             summary.missing |= {record.file: no_way for record in block.records}
+        self.tools = replace(self.tools, limited=plan.beyond_limit > 0)
         pending = [self._fetch_part(part, keeper, summary) for part in plan.parts]
         self._fetch_packed(pending, keeper, summary)
         for each in pending:
             each.conclude(summary)
-        forget_downloads(self.root, ledger.entries.keys() - summary.missing.keys())
+        if not plan.beyond_limit:
+            forget_downloads(self.root, ledger.entries.keys() - summary.missing.keys())
         for path in [path for path in summary.missing if path in KNOWN_CORRUPT]:
             if summary.missing[path].reason in ("corrupt", "missing"):
                 summary.known_corrupt[path] = summary.missing.pop(path)

@@ -705,3 +705,19 @@ def test_hostile_members_do_not_keep_good_ones(world: World, mirror: Mirror, tmp
         assert list(summary.missing) == [twin]
         assert "two:" in str(summary.missing[twin])
         assert world.published.here(root) == set(wanted) - {twin}
+
+
+def test_a_limited_run_keeps_what_it_downloaded(world: World, mirror: Mirror, tmp_path: Path) -> None:
+    """The next one moves nothing but the header; the last one clears up."""
+    world.pack(compressed=True, volumes=3)
+    root = tmp_path / "root"
+    routes = dict.fromkeys(SOME, "packed")
+    first = world.fetch(mirror, root, only=SOME, routes=routes, limit=1)
+    assert first.complete and first.to_json()["beyond_limit"] > 0
+    assert downloads(root)
+    mirror.forget()
+    assert world.fetch(mirror, root, only=SOME, routes=routes, limit=1).complete
+    assert sum(request.sent for request in requested(mirror)) < 60_000
+    assert world.fetch(mirror, root, only=SOME, routes=routes).complete
+    world.published.complete(root, SOME)
+    assert not (root / FOLDER / "downloads").exists()

@@ -159,13 +159,20 @@ class SevenZipWay:
 
     def after(self) -> None:
         """When everything is out of it, it is removed; else it is kept for another run, and the user is told."""
-        if self._moved_whole and not self._owed:
+        if not self._moved_whole:
+            return
+        if not self._owed and not self._tools.limited:
             _remove(self._folder)
-        elif self._moved_whole:
-            self._tools.say(
-                f"{len(self._owed):,} images did not come out of {self._archive.address}, so that what was downloaded "
-                f"of it is kept in {self._folder}; remove that if you do not want it"
-            )
+            return
+        why = (
+            f"{len(self._owed):,} images did not come out of it"
+            if self._owed
+            else "more is listed than --limit let in"
+        )
+        self._tools.say(
+            f"{why}, so that what was downloaded of {self._archive.address} is kept in {self._folder}; remove it if "
+            "you do not want it"
+        )
 
     def _watched(self, run: Callable[..., Iterator[Delivery]], *args: Any) -> Iterator[Delivery]:
         for path, result in run(*args):

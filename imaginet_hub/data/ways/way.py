@@ -55,6 +55,7 @@ class Tools:
         workers: the threads.
         say: is told what the user should know.
         chosen: sources whose route the user named; such a route may cost what it costs.
+        limited: whether more is listed than this fetch asks for.
     """
 
     root: Path
@@ -64,6 +65,7 @@ class Tools:
     workers: Workers
     say: Callable[[str], None]
     chosen: frozenset[str] = frozenset()
+    limited: bool = False
 
 
 def top_folder(record: Record) -> str:
