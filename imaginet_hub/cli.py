@@ -519,6 +519,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    from imaginet_hub.data.units import one_line
     from imaginet_hub.inference.detector import Detector
     from imaginet_hub.inference.predict import expand_paths, predict_paths
     from imaginet_hub.labels import Track
@@ -536,9 +537,9 @@ def _predict(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
         elif answer.error is not None:
-            print(f"imaginet predict: {_one_line(answer.error)}", file=sys.stderr, flush=True)
+            print(f"imaginet predict: {one_line(answer.error)}", file=sys.stderr, flush=True)
         else:
-            fields = [_one_line(answer.path)]
+            fields = [one_line(answer.path)]
             if answer.label is not None:
                 fields += [answer.label, f"{answer.probability:.4f}"]
             if answer.generator is not None:
@@ -547,10 +548,6 @@ def _predict(args: argparse.Namespace) -> int:
     if failed:
         print(f"imaginet predict: {failed} of {len(paths)} files could not be read", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() or c == "\u00ad" else ascii(c)[1:-1] for c in text)
 
 
 def _demo(args: argparse.Namespace) -> int:

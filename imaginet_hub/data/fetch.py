@@ -28,12 +28,12 @@ from imaginet_hub.data.ledger import FOLDER, Ledger, read_ledger
 from imaginet_hub.data.lists import Lists, find_lists
 from imaginet_hub.data.manifest import Record
 from imaginet_hub.data.mini import labelled
-from imaginet_hub.data.plan import OnDisk, Options, Part, Plan, make_plan, one_line
+from imaginet_hub.data.plan import OnDisk, Options, Part, Plan, make_plan
 from imaginet_hub.data.progress import progress_bar, progress_paused
 from imaginet_hub.data.readers.hosts import Endpoints
 from imaginet_hub.data.readers.http import Http, Limits
 from imaginet_hub.data.sources import KNOWN_CORRUPT
-from imaginet_hub.data.units import human_bytes
+from imaginet_hub.data.units import human_bytes, one_line
 from imaginet_hub.data.ways import Tools, Way, forget_downloads, packed_way, top_folder, ways_of
 from imaginet_hub.data.workers import HOSTILE, Delivery, Fatal, Job, Workers, unforeseen
 from imaginet_hub.errors import DataNotFoundError, FetchError, ImageError, UsageError

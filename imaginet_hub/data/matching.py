@@ -29,7 +29,6 @@ _NOT_ASCII = bytes(range(128, 256))
 #: The longest path of the lists has 149 characters. Normalising takes time that grows with the square of the length.
 _LONGEST_STORED, _LONGEST = 1024, 4096
 _DRIVE = re.compile(r"[A-Za-z]:")
-_MOST_REFUSED = 24
 _KAGGLE_FOLDERS = ("ILSVRC", "Data", "CLS-LOC")
 _IMAGENET = re.compile(r"(ILSVRC2012_(val|test)_\d{8}|n\d{8}_\d+)\.JPEG", re.IGNORECASE)
 
@@ -146,10 +145,6 @@ class Finder(Generic[Handle]):
         wanted: paths in upstream's layout (`Record.file`).
         aliases: other paths under which images may be found (FFHQ's own numbering).
         inside: where all names lie, if that tells something: the path of their archive, without its ending.
-
-    Attributes:
-        refused: (name, reason) of the first members that were refused though their last part is wanted.
-        refused_count: how many there were.
     """
 
     def __init__(
@@ -163,8 +158,6 @@ class Finder(Generic[Handle]):
         self._best: dict[str, _Best[Handle]] = {}
         self._weak: dict[str, list[tuple[str, Handle]]] = {}
         self._refused: dict[str, tuple[str, Handle]] = {}
-        self.refused: list[tuple[str, str]] = []
-        self.refused_count = 0
         for path in wanted:
             for target in (path, (aliases or {}).get(path)):
                 if target is not None:
@@ -230,10 +223,6 @@ class Finder(Generic[Handle]):
         for spelling in spellings(name[-_LONGEST_STORED:]):
             parts = _parts(spelling)
             aimed = self._aimed.get(self._basename(parts), ()) if parts else ()
-            if aimed:
-                self.refused_count += 1
-                if len(self.refused) < _MOST_REFUSED:
-                    self.refused.append((shown(name[:_LONGEST_STORED]), why))
             for path, aim in aimed:
                 agreement = 1  # the last parts agree already
                 while agreement < min(len(aim), len(parts)) and aim[-agreement - 1] == parts[-agreement - 1]:

@@ -19,14 +19,14 @@ from imaginet_hub.data.sources import (
     source_named,
     source_of,
 )
-from imaginet_hub.data.units import human_bytes
+from imaginet_hub.data.units import human_bytes, one_line
 from imaginet_hub.errors import UsageError
 
 if TYPE_CHECKING:  # only their names: `imaginet sources` is quick without what they need
     from imaginet_hub.data.ledger import Entry
     from imaginet_hub.data.manifest import Record
 
-__all__ = ["OWN", "Blocked", "OnDisk", "Options", "Part", "Plan", "make_plan", "meant", "one_line"]
+__all__ = ["OWN", "Blocked", "OnDisk", "Options", "Part", "Plan", "make_plan", "meant"]
 
 #: A hundred images of ImageNet.
 _GROUP_BYTES = 11_000_000
@@ -89,11 +89,6 @@ def meant(word: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
-
-
-def one_line(text: str) -> str:
-    """Text for people on one line: control characters, which steer terminals and forge lines, are spelt out."""
-    return "".join(c if c.isprintable() or c == "\u00ad" else ascii(c)[1:-1] for c in text)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Numbers for people."""
+"""Numbers and foreign text for people."""
 
 from __future__ import annotations
 
-__all__ = ["human_bytes"]
+__all__ = ["human_bytes", "one_line"]
 
 
 def human_bytes(count: int) -> str:
@@ -13,3 +13,8 @@ def human_bytes(count: int) -> str:
             break
         value, unit = value / 1000, bigger
     return f"{value:.3g} {unit}" if unit != "B" else f"{count} B"
+
+
+def one_line(text: str) -> str:
+    """Text for people on one line: control characters, which steer terminals and forge lines, are spelt out."""
+    return "".join(c if c.isprintable() or c == "\u00ad" else ascii(c)[1:-1] for c in text)
