@@ -44,7 +44,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from imaginet_hub.data import effort
+from imaginet_hub.data import child, effort
 from imaginet_hub.data.effort import MAX_FRAMES
 from imaginet_hub.data.memory import Memory
 from imaginet_hub.errors import ImageError, UsageError
@@ -329,13 +329,6 @@ def _pixel_md5(image: Image.Image) -> str:
 
 # --- a process of its own --------------------------------------------------------------------------------------------
 
-#: Isolated from the user's environment and folder; it finds this package where this process found it.
-_PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from imaginet_hub.data.images import _answer; _answer(json.loads(sys.argv[2]))"
-)
-#: What a Python may need to start and to find its libraries; no secrets.
-_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP")
 _POLL_S = 0.2
 
 
@@ -350,20 +343,17 @@ def _in_child(data: bytes, name: str, task: str, check: Callable[[], None] = _go
             "bytes": len(data),
             "seconds": TIME_LIMIT_S,
             "memory": MEMORY_LIMIT_BYTES,
-            "parent": os.getpid(),
         }
-        paths = [os.path.abspath(path) for path in sys.path]  # noqa: PTH100 - an archive may be among them
-        command = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(paths), json.dumps(question)]
-        environment = {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}
+        process = child.started_by(__name__, _answer.__name__, question)
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         with (
             _fed(data) as bytes_of_it,
-            subprocess.Popen(command, stdin=bytes_of_it, stdout=pipe, stderr=nowhere, env=environment) as child,
+            subprocess.Popen(**process, stdin=bytes_of_it, stdout=pipe, stderr=nowhere) as decoder,
         ):
             try:
-                answer = _waited_for(child, check)
+                answer = _waited_for(decoder, check)
             finally:
-                child.kill()
+                decoder.kill()
     except OSError as error:
         raise ImageError(
             "unreadable",
@@ -376,11 +366,11 @@ def _in_child(data: bytes, name: str, task: str, check: Callable[[], None] = _go
     try:
         found = json.loads(answer)
     except ValueError as error:
-        if child.returncode == -getattr(signal, "SIGXCPU", 0):
+        if decoder.returncode == -getattr(signal, "SIGXCPU", 0):
             raise _too_much_time(name) from error
         raise ImageError(
             "unreadable",
-            f"{name}: expected an image that decodes, found one that ends its decoder (status {child.returncode})",
+            f"{name}: expected an image that decodes, found one that ends its decoder (status {decoder.returncode})",
         ) from error
     if "reason" in found:
         raise ImageError(found["reason"], found["message"])
@@ -408,12 +398,12 @@ def _fed(data: bytes) -> Iterator[int]:
         feeder.join()
 
 
-def _waited_for(child: subprocess.Popen[bytes], check: Callable[[], None]) -> bytes | None:
+def _waited_for(decoder: subprocess.Popen[bytes], check: Callable[[], None]) -> bytes | None:
     """What it writes; None when its time is over."""
     deadline = time.monotonic() + TIME_LIMIT_S
     while time.monotonic() < deadline:
         try:
-            return child.communicate(timeout=_POLL_S)[0]
+            return decoder.communicate(timeout=_POLL_S)[0]
         except subprocess.TimeoutExpired:
             check()
     return None
@@ -430,22 +420,12 @@ def _too_much_time(name: str) -> ImageError:
 def _answer(question: Mapping[str, Any]) -> None:
     """The other process: read the file, limit itself, answer in JSON."""
     global MEMORY_LIMIT_BYTES  # noqa: PLW0603 - of this process, which looks at one file
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _follow(question["parent"])
+    child.begin(question)
     name = question["name"]
     data = sys.stdin.buffer.read(question["bytes"])
     MEMORY_LIMIT_BYTES = question["memory"]
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each has a stack
-    try:
-        import resource
-    except ImportError:  # Windows: the clock alone
-        pass
-    else:
-        for kind, most in ((resource.RLIMIT_AS, question["memory"]), (resource.RLIMIT_CPU, question["seconds"])):
-            hard = resource.getrlimit(kind)[1]
-            soft = max(1, int(most)) if hard == resource.RLIM_INFINITY else min(max(1, int(most)), hard)
-            with contextlib.suppress(OSError, ValueError):  # macOS knows no limit of address space
-                resource.setrlimit(kind, (soft, hard))
+    child.limit(AS=question["memory"], CPU=question["seconds"])
     try:
         if question["task"] == "rgb":
             image = _rgb(data, name)
@@ -458,17 +438,6 @@ def _answer(question: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(found))
     sys.stdout.flush()
     os._exit(0)
-
-
-def _follow(parent: int) -> None:
-    """End when the parent is killed: Linux tells; elsewhere the limit of time is the end."""
-    if sys.platform == "linux":
-        import ctypes
-
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 # --- pictures to use -------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.utils import tqdm
 
+from imaginet_hub.data import folders
 from imaginet_hub.data.builder import BUILD_REPORT, features_of, open_root, row_of
 from imaginet_hub.data.ledger import known_facts
 from imaginet_hub.data.manifest import Record
@@ -193,7 +194,7 @@ def build_repository(
     root_path, manifest = open_root(root, annotations)
     target = Path(out).expanduser().resolve()  # through links, so that the data lands on the disk that was meant
     try:  # now, not after hours of looking at images
-        _restore(target)
+        folders.restore(target)
         _check_target(target, root_path, overwrite)
     except OSError as error:
         raise BuildError(f"{target} cannot be written ({error}); choose another folder") from error
@@ -223,7 +224,7 @@ def build_repository(
     needed, free = int(report["bytes"] * 1.02), shutil.disk_usage(target.parent).free
     if needed > free:
         raise BuildError(f"{target} needs {needed:,} bytes, {free:,} are free there; free some or choose another disk")
-    staging = _staging(target)
+    staging = folders.staging(target)
     try:
         (staging / "data").mkdir(parents=True)
         features = features_of(manifest.vocabulary, manifest.carried_columns)
@@ -245,7 +246,7 @@ def build_repository(
         (staging / BUILD_REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         write_missing(staging, result.missing)
         (staging / _CARD).write_text(render_card(report), encoding="utf-8")
-        _replace(staging, target)
+        folders.put_in_place(target)
     except OSError as error:
         raise BuildError(f"{target} could not be written ({error}); nothing was left there") from error
     finally:
@@ -256,43 +257,13 @@ def build_repository(
 def _check_target(target: Path, root: Path, overwrite: bool) -> None:
     if target == root.resolve() or target in root.resolve().parents:
         raise BuildError(f"{target} is ROOT or holds it; choose another folder for the built dataset")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    probe = _staging(target)
-    shutil.rmtree(probe, ignore_errors=True)  # of a run that was killed
-    probe.mkdir()
-    probe.rmdir()
+    folders.prepare(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / BUILD_REPORT).is_file():
         raise BuildError(f"{target} is there and is not a dataset that was built by this command; choose another name")
     if not overwrite:
         raise BuildError(f"{target} already holds a built dataset; choose another name, or pass --overwrite")
-
-
-def _staging(target: Path) -> Path:
-    return target.with_name(f".{target.name}.incomplete")
-
-
-def _old(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
-
-
-def _restore(target: Path) -> None:
-    """Put back a dataset that a killed run had moved aside and not yet replaced."""
-    if not target.exists() and _old(target).is_dir():
-        _old(target).rename(target)
-
-
-def _replace(staging: Path, target: Path) -> None:
-    shutil.rmtree(_old(target), ignore_errors=True)
-    try:
-        if target.exists():
-            target.rename(_old(target))
-        staging.rename(target)
-    except BaseException:  # Ctrl-C between the two as well
-        _restore(target)
-        raise
-    shutil.rmtree(_old(target), ignore_errors=True)
 
 
 def _by_split(result: Scan, splits: Sequence[str]) -> dict[str, list[Sized]]:

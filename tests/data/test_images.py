@@ -367,7 +367,7 @@ def test_memory_is_limited(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_decoder_that_dies_is_an_unreadable_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_PROGRAM", "import os; os.kill(os.getpid(), 11)")
+    monkeypatch.setattr(images.child, "_PROGRAM", "import os; os.kill(os.getpid(), 11)")
     with pytest.raises(ImageError, match=r"ends its decoder \(status -11\)"):
         examine(image_bytes(1, format_="AVIF"), "x")
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
@@ -386,7 +386,7 @@ class Stop(BaseException):
 
 
 def test_who_waits_can_be_stopped_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_PROGRAM", "import time; time.sleep(60)")
+    monkeypatch.setattr(images.child, "_PROGRAM", "import time; time.sleep(60)")
     before, started = set(processes_of(os.getpid())), time.monotonic()
 
     def check() -> None:
