@@ -145,6 +145,7 @@ def model_card(
             names=names,
             trained_on=trained_on,
             corpus=trained_on.get("corpus"),
+            converted="converted_from" in trained_on,
             simulated=_SIMULATED,
             training=training or {},
             results=list(results),
@@ -156,10 +157,11 @@ def write_model_card(folder: Path, results: Sequence[Mapping[str, Any]] = ()) ->
     """Render the README.md of a model folder from the JSON files in it.
 
     Args:
-        folder: as `imaginet train` and `imaginet train-head` write it.
+        folder: as `imaginet train`, `imaginet train-head` and `imaginet convert` write it; the last without
+            training.json.
         results: see `model_card`.
     """
-    config, training = (
-        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", "training.json")
-    )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    record = folder / "training.json"
+    training = json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
     (folder / "README.md").write_text(model_card(config, training, results), encoding="utf-8")

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from imaginet_hub.data.sources import SOURCES
 from imaginet_hub.demo.mirror import Mirror
 from imaginet_hub.demo.staging import REPOSITORY
 from tests.conftest import PROJECT, image_bytes, table_rows, write_root
+from tests.golden import released
 
 _BLOCK = re.compile(r"(?P<comment><!--[^\n]*-->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.S)
 #: What other tests do: the demo, the test suite itself.
@@ -78,6 +80,20 @@ def test_fetching_runs_on_a_mirror(tmp_path: Path, shared: Path) -> None:
     fetched = [path for path in (tmp_path / "imaginet-root").rglob("*.jpg")]
     assert len(fetched) == 20
     assert all(path.read_bytes() == (origin / "coco" / "val2017" / path.name).read_bytes() for path in fetched)
+
+
+def test_converting_runs_on_a_made_up_checkpoint(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    parts = {
+        part: {key: torch.from_numpy(np.asarray(value)) for key, value in released(name).items()}
+        for part, name in (("model", "model"), ("classifier", "detection"))
+    }
+    torch.save({**parts, "epoch": 5}, tmp_path / "imaginet_weights.pt")
+    (tmp_path / "picture.png").write_bytes(image_bytes(1, (300, 260)))
+    ((language, code),) = blocks("test: with a checkpoint")
+    said = run(language, code, tmp_path, ENVIRONMENT)
+    assert "stem stride 1, decided by the file's detection head" in said
+    assert re.search(r"^picture.png\t(real|synthetic)\t[01]\.\d{4}$", said, re.M)
 
 
 def test_the_table_of_sources_is_that_of_the_package() -> None:

@@ -35,3 +35,14 @@ def weight(key: str, shape: Sequence[int]) -> np.ndarray:
 def image(seed: int, height: int, width: int) -> np.ndarray:
     """The made-up picture of that seed, (height, width, 3) bytes."""
     return np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def released(part: str = "model") -> dict[str, np.ndarray]:
+    """The made-up tensors of upstream's released files by name: "model", "detection" or "identification" (heads)."""
+    keys = golden("state_dict_keys")
+    if part == "model":
+        entries, prefix = keys["detection_model"]["model"], ""
+    else:
+        section = {"detection": "detection_model", "identification": "model_identification_model"}[part]
+        entries, prefix = keys[section]["classifier"]["keys"], "classifier."
+    return {entry["key"]: weight(prefix + entry["key"], entry["shape"]) for entry in entries}
