@@ -1,28 +1,42 @@
-"""The contrastive objectives of the first stage: functions, and modules around them that know their citation.
+"""The objectives of training: functions, and modules around them that know their citation.
 
 For unit vectors z_i (every view of every image), a temperature t, the set P(i) of the other vectors that share i's
-label and the set A(i) of all other vectors:
+label and the set A(i) of all other vectors, the contrastive ones are made of one term:
 
     loss = mean over i with P(i) not empty of
            log sum_{a in A(i)} exp(z_i . z_a / t)  -  mean_{p in P(i)} z_i . z_p / t
 
-This is the supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, equation 2) without its factor of
-temperature / base temperature. What makes it *self*-contrastive (SelfCon; Bae et al. 2023, arXiv 2106.15499,
-section 3) is where the views come from: one image, seen by the backbone and by its exits. Two augmentations as the
-views give SupCon; no labels give SimCLR's loss.
+This is the supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, equation 2) without the factor of
+temperature / base temperature that common code multiplies it by. What makes it *self*-contrastive (SelfCon; Bae et
+al. 2023, arXiv 2106.15499, section 3) is where the views come from: one image, seen by the backbone and by its exits.
+
+Vectors are taken to be of unit length and are not normalised here. All is computed in float32 at least, also under
+autocast. An empty batch, or one without any positive, has the loss 0 and a gradient of 0; where a projection is not
+finite, the loss is not either, whoever's label it bears.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imaginet_hub.errors import UsageError
 
-__all__ = ["ImagiNetLoss", "SelfConLoss", "imaginet_loss", "selfcon_loss"]
+__all__ = [
+    "CrossEntropyLoss",
+    "ImagiNetLoss",
+    "SelfConLoss",
+    "SupConLoss",
+    "cross_entropy_loss",
+    "imaginet_loss",
+    "selfcon_loss",
+    "supcon_loss",
+]
 
 TEMPERATURE = 0.07
 
@@ -30,19 +44,19 @@ TEMPERATURE = 0.07
 def selfcon_loss(projections: Tensor, labels: Tensor | None = None, *, temperature: float = TEMPERATURE) -> Tensor:
     """Pulls views of one label together, pushes all others apart (equation in the module's docstring).
 
-    Finite for whatever labels occur: a vector without a positive is left out as an anchor, and where none has one the
-    loss is 0. Computed in float32 at least, also under autocast.
+    Finite for whatever labels occur: a vector without a positive is left out as an anchor.
 
     Args:
         projections: (batch, views, dim), each vector of unit length, floating point.
-        labels: (batch,) integers; without them every image is a class of its own.
+        labels: (batch,) integers of any type, where the projections are; without them every image is a class of its
+            own.
         temperature: what similarities are divided by, > 0.
 
     Returns:
         The loss, a scalar >= 0 of float32 (float64 for float64 projections).
 
     Raises:
-        UsageError: a shape, a type or the temperature cannot be used.
+        UsageError: a shape, a type, a device or the temperature cannot be used.
 
     Example:
         >>> views = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
@@ -53,8 +67,29 @@ def selfcon_loss(projections: Tensor, labels: Tensor | None = None, *, temperatu
     batch = projections.shape[0]
     if labels is None:
         labels = torch.arange(batch, device=projections.device)
-    _check_labels(labels, (batch,))
-    return _weighted_terms(projections, labels[:, None], temperature, (1.0,), labels.new_ones((batch, 1)).bool())
+    labels = _integers(labels, (batch,), projections.device)[:, None]
+    return _weighted_terms(projections, labels, temperature, (1.0,), torch.ones_like(labels, dtype=torch.bool))
+
+
+def supcon_loss(projections: Tensor, labels: Tensor | None = None, *, temperature: float = TEMPERATURE) -> Tensor:
+    """SupCon's objective: `selfcon_loss` of views that are augmentations of an image, seen by the backbone alone.
+
+    The equation is one and the same (in the module's docstring); only where the views come from differs. Without
+    labels it is SimCLR's loss (Chen et al. 2020, arXiv 2002.05709, equation 1). One view is enough where labels are
+    given: an image that is alone in its class is then left out as an anchor.
+
+    Args:
+        projections: (batch, augmentations, dim), each vector of unit length, floating point.
+        labels: see `selfcon_loss`, as the rest.
+        temperature: what similarities are divided by, > 0.
+
+    Returns:
+        The loss, a scalar >= 0 of float32 (float64 for float64 projections).
+
+    Raises:
+        UsageError: a shape, a type, a device or the temperature cannot be used.
+    """
+    return selfcon_loss(projections, labels, temperature=temperature)
 
 
 def imaginet_loss(
@@ -62,7 +97,7 @@ def imaginet_loss(
     labels: Tensor,
     *,
     temperature: float = TEMPERATURE,
-    weights: Sequence[float] = (1.0, 1.0),
+    weights: Sequence[float] | None = None,
     row_masks: Tensor | None = None,
 ) -> Tensor:
     """ImagiNet's objective: tell real from synthetic and, among the synthetic, one generator family from another.
@@ -77,9 +112,10 @@ def imaginet_loss(
 
     Args:
         projections: (batch, views, dim), each vector of unit length, floating point.
-        labels: (batch, columns) integers; column 0 is the origin, 0 for real and 1 for synthetic.
+        labels: (batch, columns) integers of any type, where the projections are, at least one column; column 0 is the
+            origin, 0 for real and 1 for synthetic.
         temperature: what similarities are divided by, > 0.
-        weights: one for each column, >= 0.
+        weights: one for each column, >= 0; by default each counts 1.
         row_masks: (batch, columns) booleans, which rows a column's term sees. By default all rows for column 0, the
             synthetic ones (those with a 1 in column 0) for the others.
 
@@ -87,21 +123,74 @@ def imaginet_loss(
         The loss, a scalar >= 0 of float32 (float64 for float64 projections).
 
     Raises:
-        UsageError: a shape, a type, a weight or the temperature cannot be used.
+        UsageError: a shape, a type, a device, a weight or the temperature cannot be used.
     """
     _check(projections, temperature)
+    if weights is None:
+        weights = (1.0,) * (labels.shape[1] if labels.ndim == 2 else 1)
     shape = (projections.shape[0], len(weights))
-    _check_labels(labels, shape)
-    if not min(weights, default=-1.0) >= 0:
-        raise UsageError(f"expected a weight >= 0 for each label column, got {tuple(weights)}")
+    labels = _integers(labels, shape, projections.device)
+    if not weights or not all(0 <= weight < math.inf for weight in weights):
+        raise UsageError(f"expected at least one label column, and a weight >= 0 for each, got {tuple(weights)}")
     if row_masks is None:
         row_masks = (labels[:, :1] == 1).repeat(1, shape[1])
         row_masks[:, 0] = True
-    elif row_masks.shape != shape or row_masks.dtype != torch.bool:
+    elif row_masks.shape != shape or row_masks.dtype != torch.bool or row_masks.device != labels.device:
         raise UsageError(
-            f"expected row_masks to be booleans of shape {shape}, got {row_masks.dtype} of {tuple(row_masks.shape)}"
+            f"expected row_masks to be booleans of shape {shape} on {labels.device}, "
+            f"got {row_masks.dtype} of {tuple(row_masks.shape)} on {row_masks.device}"
         )
     return _weighted_terms(projections, labels, temperature, weights, row_masks)
+
+
+def cross_entropy_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross-entropy of a classifier's logits; of one logit, binary cross-entropy.
+
+    For logits z_i of image i with label y_i (ImagiNet, arXiv 2407.20020, "Method", trains its classifiers so):
+
+        loss = mean over i of  log sum_c exp(z_ic)  -  z_i,y_i         with a logit for each class,
+               mean over i of  log(1 + exp(z_i))    -  y_i z_i         with one logit, of class 1 against class 0
+
+    The second is the first with the logits (0, z). Upstream's baseline trains an encoder and a two-layer head end to
+    end on it: one logit for the origin; 4 for the generator family, on synthetic rows; or 5, with real as a family.
+
+    Args:
+        logits: (batch,) or (batch, 1): one logit; (batch, classes) with at least 2: one for each class.
+        labels: (batch,) integers of any type, where the logits are, from 0 to below the number of classes.
+
+    Returns:
+        The loss, a scalar >= 0 of float32 (float64 for float64 logits); 0 of an empty batch. A label out of range is
+        an error on the CPU; elsewhere, where looking would make the device wait, the loss is NaN.
+
+    Raises:
+        UsageError: a shape, a type, a device or, on the CPU, a label cannot be used.
+    """
+    if logits.ndim not in (1, 2) or 0 in logits.shape[1:] or not logits.is_floating_point():
+        raise UsageError(
+            "expected floating-point logits of shape (batch,) or (batch, classes), "
+            f"got {logits.dtype} of {tuple(logits.shape)}"
+        )
+    labels = _integers(labels, (logits.shape[0],), logits.device)
+    classes = max(2, logits.shape[1] if logits.ndim == 2 else 1)
+    if labels.device.type == "cpu" and labels.numel() and not 0 <= labels.min() <= labels.max() < classes:
+        raise UsageError(
+            f"expected labels of 0..{classes - 1} for {classes} classes, got {labels.min()}..{labels.max()}; rows "
+            "without a class, such as real ones among families, are to be left out"
+        )
+    return _cross_entropy(logits, labels, classes)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Without looking at the labels: those out of range, which torch would ignore or crash on, make it NaN."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    valid = (labels >= 0) & (labels < classes)
+    labels = torch.where(valid, labels, 0)
+    if logits.ndim == 1 or logits.shape[1] == 1:
+        logits = logits.reshape(-1)
+        losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+    else:
+        losses = F.cross_entropy(logits, labels, reduction="none")
+    return torch.where(valid, losses, math.nan).sum() / max(1, len(losses))
 
 
 def _weighted_terms(
@@ -115,7 +204,7 @@ def _weighted_terms(
         # Masks instead of indexing: shapes stay fixed, so that a GPU need not wait and a compiler need not guess.
         others = ~torch.eye(batch * views, dtype=torch.bool, device=logits.device)
         labels, row_masks = labels.repeat_interleave(views, dim=0), row_masks.repeat_interleave(views, dim=0)
-        loss = logits.new_zeros(())
+        loss = 0 * vectors.sum()  # finite or not as the vectors are, and with a gradient where there is no term
         for weight, column, rows in zip(weights, labels.T, row_masks.T, strict=True):
             candidates = others & rows[:, None] & rows[None, :]
             loss = loss + weight * _contrast(logits, candidates & (column[:, None] == column[None, :]), candidates)
@@ -133,25 +222,36 @@ def _contrast(logits: Tensor, positives: Tensor, candidates: Tensor) -> Tensor:
 
 
 def _check(projections: Tensor, temperature: float) -> None:
-    if projections.ndim != 3 or not projections.is_floating_point():
+    if projections.ndim != 3 or 0 in projections.shape[1:] or not projections.is_floating_point():
         raise UsageError(
             "expected floating-point projections of shape (batch, views, dim), "
             f"got {projections.dtype} of {tuple(projections.shape)}"
         )
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise UsageError(f"expected a temperature > 0, got {temperature}")
 
 
-def _check_labels(labels: Tensor, shape: tuple[int, ...]) -> None:
-    if labels.shape != shape or labels.is_floating_point():
+def _integers(labels: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Labels as int64, whatever integers they are; few types can do all that is done with them."""
+    if labels.shape != shape or labels.is_floating_point() or labels.is_complex():
         raise UsageError(
-            f"expected integer labels of shape {shape}, one row for each image and one column for each weight, "
-            f"got {labels.dtype} of {tuple(labels.shape)}"
+            f"expected integer labels of shape {shape}, a row for each image and, where there are several, a column "
+            f"for each weight, got {labels.dtype} of {tuple(labels.shape)}"
         )
+    if labels.device != device:
+        raise UsageError(f"expected labels on {device}, as what they are of, got them on {labels.device}; move them")
+    return labels.long()
 
 
 class SelfConLoss(nn.Module):
-    """`selfcon_loss` as a module.
+    """`selfcon_loss` as a module: SelfCon's loss (Bae et al. 2023, section 3).
+
+    The views of an image are the projections of the backbone and of its exits:
+
+        loss = mean over i with P(i) not empty of
+               log sum_{a in A(i)} exp(z_i . z_a / t)  -  mean_{p in P(i)} z_i . z_p / t
+
+    with the other vectors A(i), those of i's label among them P(i), and the temperature t.
 
     Args:
         temperature: what similarities are divided by, > 0.
@@ -181,12 +281,42 @@ class SelfConLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self.get_config_dict().items())
 
 
-class ImagiNetLoss(SelfConLoss):
-    """`imaginet_loss` as a module.
+class SupConLoss(SelfConLoss):
+    """`supcon_loss` as a module: the supervised contrastive loss (Khosla et al. 2020, equation 2).
+
+    The views of an image are the backbone's projections of its augmentations:
+
+        loss = mean over i with P(i) not empty of
+               -1 / |P(i)| sum_{p in P(i)} log( exp(z_i . z_p / t) / sum_{a in A(i)} exp(z_i . z_a / t) )
+
+    with the other vectors A(i), those of i's label among them P(i), and the temperature t. The paper sums where this
+    takes the mean.
 
     Args:
         temperature: what similarities are divided by, > 0.
-        weights: one for each label column, >= 0.
+    """
+
+    citation = """@inproceedings{khosla2020supcon,
+    title = {Supervised Contrastive Learning},
+    author = {Khosla, Prannay and Teterwak, Piotr and Wang, Chen and Sarna, Aaron and Tian, Yonglong and
+        Isola, Phillip and Maschinot, Aaron and Liu, Ce and Krishnan, Dilip},
+    booktitle = {Advances in Neural Information Processing Systems},
+    year = {2020},
+    url = {https://arxiv.org/abs/2004.11362},
+}"""
+
+
+class ImagiNetLoss(SelfConLoss):
+    """`imaginet_loss` as a module: the objective of ImagiNet's first stage (arXiv 2407.20020, "Method").
+
+        loss = w_0 * selfcon(all rows, label column 0)  +  sum_{k > 0} w_k * selfcon(synthetic rows, label column k)
+
+    with `SelfConLoss` as selfcon; the paper has the origin as column 0, the generator family as column 1, and equal
+    weights.
+
+    Args:
+        temperature: what similarities are divided by, > 0.
+        weights: one for each label column, >= 0; by default 1 for each column that the labels have.
     """
 
     citation = """@misc{boychev2024imaginet,
@@ -198,9 +328,9 @@ class ImagiNetLoss(SelfConLoss):
     url = {https://arxiv.org/abs/2407.20020},
 }"""
 
-    def __init__(self, temperature: float = TEMPERATURE, weights: Sequence[float] = (1.0, 1.0)) -> None:
+    def __init__(self, temperature: float = TEMPERATURE, weights: Sequence[float] | None = None) -> None:
         super().__init__(temperature)
-        self.weights = tuple(weights)
+        self.weights = None if weights is None else tuple(weights)
 
     def forward(self, projections: Tensor, labels: Tensor, row_masks: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """The loss of projections (batch, views, dim) under labels (batch, columns); see `imaginet_loss`."""
@@ -210,4 +340,23 @@ class ImagiNetLoss(SelfConLoss):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments that make this loss again, as JSON."""
-        return {"temperature": self.temperature, "weights": list(self.weights)}
+        return {"temperature": self.temperature, "weights": self.weights and list(self.weights)}
+
+
+class CrossEntropyLoss(nn.Module):
+    """`cross_entropy_loss` as a module: what ImagiNet's classifiers minimise (arXiv 2407.20020, "Method").
+
+        loss = mean over i of  log sum_c exp(z_ic)  -  z_i,y_i
+
+    with the logits z_i of image i and its label y_i; a single logit z counts as the logits (0, z).
+    """
+
+    citation = ImagiNetLoss.citation
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of logits (batch,) or (batch, classes) under labels (batch,); see `cross_entropy_loss`."""
+        return cross_entropy_loss(logits, labels)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The arguments that make this loss again, as JSON: none."""
+        return {}

@@ -348,7 +348,7 @@ class SelfConTrainer(RowTrainer):
     @property
     def loss_function(self) -> ImagiNetLoss:
         """The loss, as the arguments ask for it."""
-        return ImagiNetLoss(self.args.temperature)
+        return ImagiNetLoss(self.args.temperature, weights=(1.0, 1.0))
 
 
 def build_model(arguments: SelfConModelArguments) -> SelfConResNetForPreTraining:
@@ -439,7 +439,10 @@ def _file_weights(file: Path) -> Mapping[str, Tensor]:
     from safetensors.torch import load_file
 
     if file.suffix in _PICKLES:
-        raise ModelError(f"expected a .safetensors file, got {file.name}: pickles are not read; convert it first")
+        raise ModelError(
+            f"expected a .safetensors file, got {file.name}: pickles are not read; if it is a checkpoint of upstream's, "
+            "turn it into a model folder first: imaginet convert"
+        )
     if not file.is_file():
         raise DataNotFoundError(f"no weights at {file}: expected a .safetensors file")
     try:
