@@ -196,8 +196,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
     # Plug-ins raise whatever their parsing of hostile bytes runs into; the boundary is here.
     except Exception as error:
         raise ImageError("unreadable", f"{name}: the image header cannot be read ({_reason(error)})") from error
-    if image.mode in ("I", "F"):  # any range of values: nobody could say which is white
-        raise ImageError("unsupported", f"{name}: expected 8 or 16 bits a sample, found Pillow's mode {image.mode!r}")
+    _check_mode(image, name)
     if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
         raise ImageError(
             "oversized",
@@ -500,7 +499,13 @@ def from_row(value: Any) -> Image.Image:
         return open_image(source, name)
     if not isinstance(value, Image.Image):
         raise UsageError(f"expected a PIL image (or its bytes and path) in column 'image', got {type(value).__name__}")
+    _check_mode(value, "image")
     return _to_rgb(value)
+
+
+def _check_mode(image: Image.Image, name: str) -> None:
+    if image.mode in ("I", "F"):  # any range of values: nobody could say which is white
+        raise ImageError("unsupported", f"{name}: expected 8 or 16 bits a sample, found Pillow's mode {image.mode!r}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

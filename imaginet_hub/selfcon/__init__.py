@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .image_processing_selfcon import SelfConImageProcessor
     from .modeling_selfcon import (
         SelfConForPreTrainingOutput,
+        SelfConImageClassifierOutput,
         SelfConModelOutput,
         SelfConResNetForImageClassification,
         SelfConResNetForPreTraining,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AUTO_MODULES",
     "SelfConForPreTrainingOutput",
+    "SelfConImageClassifierOutput",
     "SelfConImageProcessor",
     "SelfConModelOutput",
     "SelfConResNetConfig",

@@ -8,6 +8,20 @@ from transformers.configuration_utils import PreTrainedConfig
 __all__ = ["SelfConResNetConfig"]
 
 NUM_STAGES = 4
+#: More than any head has, and little enough that a mistyped or hostile configuration asks for no impossible memory.
+MAX_WIDTH = 2**16
+#: What describes exits and heads: who passes one of these while loading asks for such parts to be made where there
+#: are none.
+HEAD_FIELDS = {
+    "exit_stages",
+    "projection_dim",
+    "head_hidden_size",
+    "head_type",
+    "head_dropout",
+    "num_labels",
+    "id2label",
+    "label2id",
+}
 
 
 @strict
@@ -21,21 +35,24 @@ class SelfConResNetConfig(PreTrainedConfig):
     Args:
         backbone: a ResNet's name in timm, such as "resnet18" or "resnet50". Its weights are never downloaded.
         stem_stride: 2 for the common stem, which divides the resolution by 4; 1 sets the strides of the first
-            convolution and of the max pooling to 1, so that the stages work at 4 times the resolution. Weights fit
-            either, but only work in the one that they were trained in.
+            convolution and of the pooling after it to 1, so that the stages work at 4 times the resolution (where
+            timm's network smooths before it pools, that is left out). Weights fit either, but only work in the one
+            that they were trained in.
         exit_stages: stages, counted from 1, whose output also feeds an exit: a linear map from the stage's spatial
             mean to as many features as the last stage has. Strictly increasing, each in 1..4; () for none.
-        projection_dim: length of the projections that the contrastive loss compares.
-        head_hidden_size: width of the classification head's hidden layer.
+        projection_dim: length of the projections that the contrastive loss compares, 1..65536.
+        head_hidden_size: width of the classification head's hidden layer, 1..65536.
         head_type: "batchnorm_mlp" (BatchNorm, Linear, ReLU, Dropout, Linear; upstream's detection head) or
             "l2norm_mlp" (L2 normalisation, Linear, ReLU, Linear; upstream's identification head).
         head_dropout: probability of the dropout in a "batchnorm_mlp" head, in [0, 1); the other head has none.
         track: what the labels mean, as "detection" or "identification"; None where it was not said.
         trained_on: where the weights come from (dataset fingerprint, command, checkpoint's SHA-256 ...), as JSON.
-        **kwargs: the common fields of transformers' configurations, `id2label` first of all.
+        **kwargs: the common fields of transformers' configurations, `id2label` first of all: a name for each of the
+            class ids 0..n-1.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: a field has a wrong type or a value that cannot be used.
+        ValueError: `num_labels` or `id2label` cannot be used.
 
     Example:
         >>> SelfConResNetConfig(backbone="resnet18", id2label={0: "real", 1: "synthetic"}).num_labels
@@ -55,10 +72,32 @@ class SelfConResNetConfig(PreTrainedConfig):
     trained_on: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.exit_stages = tuple(self.exit_stages)
+        if isinstance(self.exit_stages, list):
+            self.exit_stages = tuple(self.exit_stages)
+        labels = kwargs.get("num_labels")  # transformers would name each of them
+        if labels is not None and (not isinstance(labels, int) or not 0 <= labels <= MAX_WIDTH):
+            raise ValueError(f"expected num_labels to be an integer in 0..{MAX_WIDTH}, got {labels!r}")
+        if not isinstance(self.id2label, dict | None):
+            raise ValueError(f"expected id2label to be names by class id, got {self.id2label!r}")
         if self.id2label is not None and self.label2id is None:
             self.label2id = {name: int(index) for index, name in self.id2label.items()}
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; remembers whether a field of a head was among the arguments."""
+        loaded = super().from_dict(config_dict, **kwargs)
+        if HEAD_FIELDS & set(kwargs):
+            (loaded[0] if isinstance(loaded, tuple) else loaded)._asked = True
+        return loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers."""
+        return {name: value for name, value in super().to_dict().items() if name != "_asked"}
+
+    def forget_what_was_asked(self) -> bool:
+        """Whether a field of a head was passed while this was loaded; False from then on."""
+        return bool(vars(self).pop("_asked", False))
 
     def validate_backbone(self) -> None:
         """A plain name of timm's registry: "hf-hub:..." and paths would make timm read a foreign configuration."""
@@ -77,12 +116,19 @@ class SelfConResNetConfig(PreTrainedConfig):
             )
 
     def validate_sizes(self) -> None:
-        """Widths are positive and the dropout is a probability below 1."""
+        """Widths are positive, no larger than a head can be, and the dropout is a probability below 1."""
         for name in ("projection_dim", "head_hidden_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} to be at least 1, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= MAX_WIDTH:
+                raise ValueError(
+                    f"expected {name} to be at least 1 and at most {MAX_WIDTH}, got {getattr(self, name)}"
+                )
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"expected head_dropout to be in [0, 1), got {self.head_dropout}")
+
+    def validate_labels(self) -> None:
+        """Class ids are the positions of the logits."""
+        if self.id2label and sorted(map(int, self.id2label)) != list(range(len(self.id2label))):
+            raise ValueError(f"expected id2label to name the classes 0..n-1, got {sorted(self.id2label)}")
 
 
 SelfConResNetConfig.register_for_auto_class("AutoConfig")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -24,6 +24,7 @@ from .configuration_selfcon import NUM_STAGES, SelfConResNetConfig
 
 __all__ = [
     "SelfConForPreTrainingOutput",
+    "SelfConImageClassifierOutput",
     "SelfConModelOutput",
     "SelfConResNetForImageClassification",
     "SelfConResNetForPreTraining",
@@ -63,6 +64,25 @@ class SelfConForPreTrainingOutput(ModelOutput):
 
     projections: Tensor | None = None
     exit_projections: tuple[Tensor, ...] | None = None
+    pooler_output: Tensor | None = None
+    exit_features: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class SelfConImageClassifierOutput(ModelOutput):
+    """What the classifier says of B images.
+
+    Attributes:
+        loss: where labels were given, the mean cross-entropy, a scalar.
+        logits: (B, num_labels), before softmax.
+        pooler_output: on request with the exits', the features that the head saw, not normalised, (B, C).
+        exit_features: on request, for each exit the features of its sub-network, (B, C).
+        hidden_states: on request, as in `SelfConModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
     pooler_output: Tensor | None = None
     exit_features: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -108,20 +128,37 @@ def _backbone(config: SelfConResNetConfig) -> Any:
     from timm.models.resnet import ResNet
 
     if not timm.is_model(config.backbone):
-        raise ValueError(f"expected backbone to be a ResNet of timm {timm.__version__}, got {config.backbone!r}")
-    backbone = timm.create_model(config.backbone, pretrained=False, num_classes=0, global_pool="")
-    if not isinstance(backbone, ResNet):
-        raise ValueError(f"expected backbone to be a ResNet, got {config.backbone!r}, a {type(backbone).__name__}")
+        raise ValueError(
+            f"expected backbone to be a ResNet of timm {timm.__version__}, got {config.backbone!r}, which it does "
+            "not have; see timm.list_models('*resne*')"
+        )
+    made = timm.create_model(config.backbone, pretrained=False, num_classes=0, global_pool="")
+    if not isinstance(made, ResNet):
+        raise ValueError(
+            f"expected backbone to be of timm's class ResNet, such as 'resnet50', got {config.backbone!r}, "
+            f"a {type(made).__name__}"
+        )
+    backbone: Any = made
+    for block in backbone.modules():
+        if isinstance(getattr(block, "aa", None), nn.AvgPool2d):
+            # The shortcut beside it rounds odd sides up; timm's own setting fits sides that are multiples of 32 only.
+            block.aa.ceil_mode, block.aa.count_include_pad = True, False
     if config.stem_stride == 1:
-        first: Any = backbone.conv1[0] if isinstance(backbone.conv1, nn.Sequential) else backbone.conv1
-        if not isinstance(backbone.maxpool, nn.MaxPool2d):
-            raise ValueError(
-                f"stem_stride=1 needs a stem that ends in plain max pooling; {config.backbone!r} has another, "
-                "so use stem_stride=2"
-            )
-        first.stride = (1, 1)
-        backbone.maxpool.stride = 1
+        # Some smooth before they sub-sample: without the stride that goes too, as timm has it within its blocks.
+        if isinstance(backbone.maxpool, nn.AvgPool2d):
+            backbone.maxpool = nn.Identity()
+        elif isinstance(backbone.maxpool, nn.Sequential) and isinstance(backbone.maxpool[0], nn.MaxPool2d):
+            backbone.maxpool = backbone.maxpool[0]
+        for layer in (*backbone.conv1.modules(), *backbone.maxpool.modules()):
+            if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
+                layer.stride = (1, 1)
     return backbone
+
+
+def _least_side(backbone: Any, stem_stride: int) -> int:
+    """The fewest pixels that a side needs: networks that smooth before they sub-sample cannot take a single one."""
+    smooths = any(not isinstance(getattr(block, "aa", None), nn.Identity | None) for block in backbone.modules())
+    return backbone.feature_info[-1]["reduction"] // (1 if stem_stride == 2 else 4) if smooths else 1
 
 
 class SelfConResNetPreTrainedModel(PreTrainedModel):
@@ -134,7 +171,14 @@ class SelfConResNetPreTrainedModel(PreTrainedModel):
     input_modalities = "image"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = ["BasicBlock", "Bottleneck"]
+    _no_split_modules = [
+        "BasicBlock",
+        "Bottle2neck",
+        "Bottleneck",
+        "ResNestBottleneck",
+        "SelectiveKernelBasic",
+        "SelectiveKernelBottleneck",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -151,35 +195,68 @@ class SelfConResNetPreTrainedModel(PreTrainedModel):
             for block in module.backbone.modules():
                 if hasattr(block, "zero_init_last"):
                     block.zero_init_last()
+        elif hasattr(module, "init_non_persistent_buffers"):
+            blur: Any = module  # whose filter no checkpoint holds
+            blur.init_non_persistent_buffers()
         else:
             super()._init_weights(module)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; see there.
+        """As in transformers, but from safetensors, and with no weights left random that nobody asked to be.
+
+        Exits and heads that the folder lacks are made anew, with a warning, where one of the configuration's fields
+        for them is passed, as in `from_pretrained(stage1, num_labels=3)`, or a `config` that is not the folder's own.
 
         Raises:
-            ValueError: the weights were trained with another stem stride than the configuration says.
+            ValueError: weights are missing otherwise; or they were trained with another stem stride than the
+                configuration says, or do not say with which.
+            OSError: no safetensors there.
         """
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model: PreTrainedModel = loaded[0] if isinstance(loaded, tuple) else loaded
-        encoder: Any = model.base_model
-        if not encoder.stem_stride.is_meta:
-            _check_stem_stride(int(encoder.stem_stride), encoder.config.stem_stride)
-        return loaded
+        config = kwargs.get("config")
+        own_config = isinstance(config, PreTrainedConfig) and config.name_or_path != str(pretrained_model_name_or_path)
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("use_safetensors", True)
+        kwargs["output_loading_info"] = True
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, info = loaded
+        asked = model.config.forget_what_was_asked() or own_config
+        _check_loaded(model, info, asked, str(pretrained_model_name_or_path))
+        return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As in transformers; the folder also holds the code, and `AutoModel` finds the bare encoder in it."""
+        """As in transformers; the folder also holds the code, and every auto class finds its model in it."""
         # transformers adds the entries of this class and of its configuration only.
-        self.config.auto_map = {"AutoModel": f"{__name__.rpartition('.')[2]}.{SelfConResNetModel.__name__}"}
+        self.config.auto_map = {auto: f"{__name__.rpartition('.')[2]}.{kind.__name__}" for auto, kind in _AUTO.items()}
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def _check_stem_stride(of_weights: int, of_config: int) -> None:
-    if of_weights != of_config:
+def _check_loaded(model: Any, info: dict[str, Any], asked: bool, source: str) -> None:
+    """Refuses what transformers would have filled in by itself."""
+    encoder = model.base_model
+    absent = {*info["missing_keys"], *(mismatch[0] for mismatch in info["mismatched_keys"])}
+    if any(name.endswith("stem_stride") for name in absent):
         raise ValueError(
-            f"these weights were trained with stem_stride={of_weights}, but the configuration says {of_config}: "
-            "shapes and names agree, the features would not; load them with the stem_stride they were saved with"
+            f"the weights of {source} do not say which stem stride they were trained with: expected an integer "
+            f"tensor {'' if model is encoder else 'encoder.'}stem_stride; save them with save_pretrained"
+        )
+    if not encoder.stem_stride.is_meta:
+        _check_stem_stride(encoder.stem_stride, encoder.config.stem_stride)
+    lost = sorted(name for name in info["missing_keys"] if not asked or "backbone." in name)
+    if lost:
+        raise ValueError(
+            f"the weights of {source} lack {len(lost)} tensors of a {type(model).__name__}, e.g. {lost[0]}, which "
+            "would be random: load a folder that such a model was saved to, or, for new heads to train, pass what "
+            "describes them, such as num_labels, id2label or projection_dim"
+        )
+
+
+def _check_stem_stride(of_weights: Tensor, of_config: int) -> None:
+    if of_weights.numel() != 1 or of_weights.item() != of_config:
+        raise ValueError(
+            f"these weights were trained with stem_stride={of_weights.tolist()}, but the configuration says "
+            f"{of_config}: shapes and names agree, the features would not; load them with the stem_stride they were "
+            "saved with"
         )
 
 
@@ -195,19 +272,20 @@ class SelfConResNetModel(SelfConResNetPreTrainedModel):
         super().__init__(config)
         self.backbone = _backbone(config)
         self.num_features: int = self.backbone.num_features
+        self.least_side = _least_side(self.backbone, config.stem_stride)
         channels = [info["num_chs"] for info in self.backbone.feature_info]
         self.exits = nn.ModuleDict(
             {f"stage{stage}": nn.Linear(channels[stage], self.num_features) for stage in config.exit_stages}
         )
         self.gradient_checkpointing = False
         # Saved with the weights: names and shapes are the same for either stride, so nothing else would tell.
-        self.register_buffer("stem_stride", torch.tensor(config.stem_stride))
+        self.register_buffer("stem_stride", torch.tensor(int(config.stem_stride)))
         self.post_init()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}stem_stride")
         if saved is not None and not saved.is_meta:
-            _check_stem_stride(int(saved), self.config.stem_stride)
+            _check_stem_stride(saved, self.config.stem_stride)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @can_return_tuple
@@ -227,10 +305,20 @@ class SelfConResNetModel(SelfConResNetPreTrainedModel):
             **kwargs: `return_dict`; others are ignored.
 
         Raises:
-            ValueError: `pixel_values` has another shape.
+            ValueError: `pixel_values` is not a float tensor of that shape, or a side is too short: networks that
+                smooth before they sub-sample (timm's resnetaa and resnetblur) need 32 pixels, or 8 with
+                `stem_stride=1`; all others take any size.
         """
+        if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
+            kind = getattr(pixel_values, "dtype", type(pixel_values).__name__)
+            raise ValueError(f"expected pixel_values to be floats, as SelfConImageProcessor makes them, got {kind}")
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"expected pixel_values of shape (B, 3, H, W), got {tuple(pixel_values.shape)}")
+        if pixel_values.shape[2] < self.least_side or pixel_values.shape[3] < self.least_side:
+            raise ValueError(
+                f"expected pixel_values of shape (B, 3, H, W) with sides of {self.least_side} or more for "
+                f"{self.config.backbone}, got {tuple(pixel_values.shape)}"
+            )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         net = self.backbone
@@ -314,30 +402,38 @@ class SelfConResNetForImageClassification(SelfConResNetPreTrainedModel):
         pixel_values: Tensor,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_exit_features: bool = False,
         **kwargs: Any,
-    ) -> ImageClassifierOutputWithNoAttention:
+    ) -> SelfConImageClassifierOutput:
         """Classifies images.
 
         Args:
             pixel_values: (B, 3, H, W), normalised as `SelfConImageProcessor` does.
             labels: class ids (B,), int64 in 0..num_labels - 1; asks for the loss, the mean cross-entropy.
             output_hidden_states: also give the feature maps after the stem and after each stage.
+            output_exit_features: also give the exits' features and the ones that the head saw.
             **kwargs: `return_dict`; others are ignored.
-
-        Returns:
-            `loss` where labels are given, `logits` (B, num_labels), and `hidden_states` on request.
         """
         outputs = self.encoder(
-            pixel_values, output_hidden_states=output_hidden_states, output_exit_features=False, return_dict=True
+            pixel_values,
+            output_hidden_states=output_hidden_states,
+            output_exit_features=output_exit_features,
+            return_dict=True,
         )
         logits = self.classifier(outputs.pooler_output)
-        return ImageClassifierOutputWithNoAttention(
+        return SelfConImageClassifierOutput(
             loss=None if labels is None else F.cross_entropy(logits.float(), labels),
             logits=logits,
+            pooler_output=outputs.pooler_output if output_exit_features else None,
+            exit_features=outputs.exit_features,
             hidden_states=outputs.hidden_states,
         )
 
 
-SelfConResNetModel.register_for_auto_class("AutoModel")
-SelfConResNetForPreTraining.register_for_auto_class("AutoModelForPreTraining")
-SelfConResNetForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+_AUTO: dict[str, type[SelfConResNetPreTrainedModel]] = {
+    "AutoModel": SelfConResNetModel,
+    "AutoModelForPreTraining": SelfConResNetForPreTraining,
+    "AutoModelForImageClassification": SelfConResNetForImageClassification,
+}
+for _name, _kind in _AUTO.items():
+    _kind.register_for_auto_class(_name)

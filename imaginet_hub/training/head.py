@@ -231,7 +231,9 @@ def build_classifier(
     if isinstance(encoder, SelfConResNetPreTrainedModel):
         source = encoder.base_model  # type: ignore[assignment]
     else:
-        source = SelfConResNetModel.from_pretrained(str(encoder), config=load_config(str(encoder)))
+        config = load_config(str(encoder))
+        with config_errors():
+            source = SelfConResNetModel.from_pretrained(str(encoder), config=config)
     architecture = {name: getattr(source.config, name) for name in ARCHITECTURE}
     with config_errors():
         config = SelfConResNetConfig(**architecture, trained_on=source.config.trained_on, **fields)

@@ -375,12 +375,12 @@ def build_model(arguments: SelfConModelArguments) -> SelfConResNetForPreTraining
 
 @contextmanager
 def config_errors() -> Iterator[None]:
-    """What a configuration or the network made of it refuses, as a ModelError."""
+    """What a configuration, the network made of it or its weights refuse, as a ModelError."""
     try:
         yield
     except StrictDataclassError as error:
         raise ModelError(str(error.__cause__ or error)) from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ModelError(str(error)) from error
 
 
@@ -395,7 +395,8 @@ def _from_family(source: str, asked: Mapping[str, Any]) -> SelfConResNetForPreTr
                 f"expected --{name} {getattr(config, name)}, which the model of --init has, or no --{name} at all; "
                 f"got {value}"
             )
-    return SelfConResNetForPreTraining.from_pretrained(source, config=config)
+    with config_errors():
+        return SelfConResNetForPreTraining.from_pretrained(source, config=config)
 
 
 def load_config(source: str) -> SelfConResNetConfig:
@@ -440,8 +441,8 @@ def _file_weights(file: Path) -> Mapping[str, Tensor]:
 
     if file.suffix in _PICKLES:
         raise ModelError(
-            f"expected a .safetensors file, got {file.name}: pickles are not read; if it is a checkpoint of upstream's, "
-            "turn it into a model folder first: imaginet convert"
+            f"expected a .safetensors file, got {file.name}: pickles are not read; if it is one of upstream's "
+            "checkpoints, turn it into a model folder first: imaginet convert"
         )
     if not file.is_file():
         raise DataNotFoundError(f"no weights at {file}: expected a .safetensors file")

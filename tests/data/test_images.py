@@ -167,6 +167,13 @@ def test_samples_of_any_range_are_refused_and_16_bits_keep_their_upper_byte() ->
     with pytest.raises(ImageError) as caught:
         open_image(stream.getvalue())
     assert caught.value.reason == "unsupported"
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_decoded_images_of_no_known_range_are_refused_too(mode: str) -> None:
+    with pytest.raises(ImageError, match="8 or 16 bits") as caught:
+        images.from_row(Image.new(mode, (4, 4), 1000))
+    assert caught.value.reason == "unsupported"
     stream = io.BytesIO()
     Image.fromarray(np.full((8, 8), 0x80FF, np.uint16)).save(stream, "PNG")
     assert open_image(stream.getvalue()).getpixel((0, 0)) == (0x80, 0x80, 0x80)

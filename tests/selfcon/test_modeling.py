@@ -1,15 +1,22 @@
+import io
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+import torchvision
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from imaginet_hub.selfcon import (
     SelfConImageProcessor,
@@ -87,6 +94,124 @@ def test_identification_head_has_upstreams_tensors() -> None:
     torch.testing.assert_close(head[0](features), features / features.pow(2).sum(1, keepdim=True).sqrt())
 
 
+def torchvision_features(net: torchvision.models.ResNet, pixel_values: Tensor, stem_stride: int) -> Tensor:
+    """The pooled features of torchvision's network, whose stem gets the stride asked for."""
+    net.conv1.stride, net.maxpool.stride, net.fc = (stem_stride, stem_stride), stem_stride, nn.Identity()
+    with torch.no_grad():
+        return net.eval()(pixel_values)
+
+
+@pytest.mark.parametrize("stem_stride", [1, 2])
+def test_torchvisions_network_gives_the_same(stem_stride: int, images: Tensor) -> None:
+    torch.manual_seed(0)
+    reference = torchvision.models.resnet18()
+    for name, tensor in reference.state_dict().items():
+        if name.rpartition(".")[2] in ("running_mean", "running_var"):
+            tensor.uniform_(0.5, 1.5)
+    model = SelfConResNetModel(tiny(backbone="resnet18", stem_stride=stem_stride)).eval()
+    state = {name: tensor for name, tensor in reference.state_dict().items() if not name.startswith("fc.")}
+    model.backbone.load_state_dict(state)
+    expected = torchvision_features(reference, images, stem_stride)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images).pooler_output, expected)
+
+
+def test_identification_logits() -> None:
+    # Upstream's identification network, on torchvision's ResNet-50 with its strides and the head in numpy.
+    config = SelfConResNetConfig(head_type="l2norm_mlp", num_labels=4, stem_stride=2)
+    model = SelfConResNetForImageClassification(config).eval()
+    model.load_state_dict(
+        {
+            key: torch.from_numpy(weight(upstream_key(key), tensor.shape))
+            for key, tensor in model.state_dict().items()
+            if not key.endswith("stem_stride")
+        }
+        | {"encoder.stem_stride": torch.tensor(2)}
+    )
+    reference = torchvision.models.resnet50()
+    reference.load_state_dict(
+        {
+            key: torch.from_numpy(weight(f"encoder.{key.replace('downsample', 'shortcut')}", tensor.shape))
+            for key, tensor in reference.state_dict().items()
+        }
+    )
+    pictures = [image(seed, 64, 64) for seed in (0, 1)]
+    pixel_values = SelfConImageProcessor(crop_size=64)(pictures, return_tensors="pt").pixel_values
+    features = torchvision_features(reference, pixel_values, 2).double().numpy()
+    unit = features / np.sqrt((features**2).sum(1, keepdims=True))
+    hidden = unit @ weight("classifier.1.weight", (1024, 2048)).T + weight("classifier.1.bias", (1024,))
+    logits = np.maximum(hidden, 0) @ weight("classifier.3.weight", (4, 1024)).T + weight("classifier.3.bias", (4,))
+    with torch.no_grad():
+        assert relative_error(model(pixel_values).logits, logits.tolist()) < 1e-4
+
+
+#: One for each kind of stem, block and attention that timm's class ResNet is made with.
+KINDS = (
+    "ecaresnet26t",
+    "res2net50d",
+    "resnest14d",
+    "resnet18",
+    "resnet26d",
+    "resnet50",
+    "resnet50_gn",
+    "resnetaa34d",
+    "resnetblur18",
+    "resnetrs50",
+    "resnext50_32x4d",
+    "seresnext26d_32x4d",
+    "skresnet18",
+    "test_resnet",
+    "wide_resnet50_2",
+)
+
+
+@pytest.mark.parametrize("backbone", KINDS)
+def test_every_kind_of_backbone(backbone: str) -> None:
+    for stem_stride, total in ((1, 8), (2, 32)):
+        with torch.device("meta"):
+            model = SelfConResNetModel(
+                tiny(backbone=backbone, stem_stride=stem_stride, exit_stages=(1, 2, 3, 4))
+            ).eval()
+            outputs = model(torch.zeros(2, 3, 64, 96), output_hidden_states=True)
+            least = model.least_side
+            small = model(torch.zeros(1, 3, least, least))
+            for side in (33, 47, 56):
+                assert model(torch.zeros(1, 3, 40, side)).pooler_output.shape == (1, model.num_features)
+            assert least == 1 or backbone in ("resnetaa34d", "resnetblur18")
+            for side in (0, least - 1):
+                with pytest.raises(ValueError, match=f"sides of {least} or more"):
+                    model(torch.zeros(1, 3, 64, side))
+        last = outputs.hidden_states[-1].shape
+        assert outputs.last_hidden_state.shape == last == (2, model.num_features, 64 // total, 96 // total)
+        stem, *maps = [tuple(state.shape[2:]) for state in outputs.hidden_states]
+        assert stem == maps[0] == (64 * 8 // total, 96 * 8 // total)
+        assert [state.shape[1] for state in outputs.hidden_states[1:]] == [
+            linear.in_features for linear in model.exits.values()
+        ]
+        assert [features.shape for features in outputs.exit_features] == [(2, model.num_features)] * 4
+        assert small.pooler_output.shape == (1, model.num_features)
+
+
+def test_averaging_before_a_stride_is_timms(images: Tensor) -> None:
+    # On sides that timm's own network takes; images of others keep their last row and column.
+    model = SelfConResNetModel(tiny(backbone="resnetaa34d")).eval()
+    reference = timm.create_model("resnetaa34d", pretrained=False, num_classes=0).eval()
+    reference.load_state_dict(model.backbone.state_dict())
+    with torch.no_grad():
+        pixel_values = images.repeat(1, 1, 1, 2)[:, :, :32, :64]
+        torch.testing.assert_close(model(pixel_values).pooler_output, reference(pixel_values))
+        assert model(images).last_hidden_state.shape[2:] == (2, 2)
+
+
+def test_blurring_filters_come_back(tmp_path: Path, images: Tensor) -> None:
+    # timm keeps them in buffers that are not saved.
+    model = SelfConResNetModel(tiny(backbone="resnetblur18")).eval()
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(again(images).pooler_output, model(images).pooler_output)
+    assert again.backbone.maxpool[1].filt[0, 0, 1].tolist() == [0.125, 0.25, 0.125]
+
+
 @pytest.mark.parametrize(
     ("backbone", "stem_stride", "total"),
     [("resnet10t", 2, 32), ("resnet10t", 1, 8), ("resnet18", 1, 8)],
@@ -132,18 +257,65 @@ def test_classifier(classifier: SelfConResNetForImageClassification, images: Ten
     torch.testing.assert_close(as_tuple[0], outputs.logits)
 
 
-@pytest.mark.parametrize("shape", [(3, 40, 48), (2, 1, 40, 48), (2, 40, 48, 3)])
+def test_classifier_gives_features_on_request(
+    classifier: SelfConResNetForImageClassification, pretraining: SelfConResNetForPreTraining, images: Tensor
+) -> None:
+    plain, encoded = classifier(images), classifier.encoder(images)
+    assert list(plain) == ["logits"]
+    outputs = classifier(images, output_exit_features=True)
+    assert list(outputs) == ["logits", "pooler_output", "exit_features"]
+    assert torch.equal(outputs.pooler_output, encoded.pooler_output)
+    for got, expected in zip(outputs.exit_features, encoded.exit_features, strict=True):
+        assert torch.equal(got, expected)
+    torch.testing.assert_close(classifier.classifier(outputs.pooler_output), outputs.logits)
+    for model in (classifier, pretraining, classifier.encoder):
+        model.config.output_hidden_states = True
+        try:
+            states = model(images).hidden_states
+            as_tuple = model(images, return_dict=False)
+            without = model(images, output_hidden_states=False).hidden_states
+        finally:
+            model.config.output_hidden_states = False
+        assert [state.shape[1] for state in states] == [64, 64, 128, 256, 512]
+        assert without is None
+        assert isinstance(as_tuple, tuple)
+        for got, expected in zip(as_tuple[-1], states, strict=True):
+            assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 48), (2, 1, 40, 48), (2, 40, 48, 3), (2, 3, 0, 48), (2, 3, 40, 0)])
 def test_refuses_other_shapes(classifier: SelfConResNetForImageClassification, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
         classifier(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
+    "pixel_values", [torch.zeros(2, 3, 40, 48, dtype=torch.uint8), np.zeros((2, 3, 40, 48)), [[0.0]], None]
+)
+def test_refuses_what_is_not_floats(classifier: SelfConResNetForImageClassification, pixel_values: Any) -> None:
+    with pytest.raises(ValueError, match="to be floats, as SelfConImageProcessor makes them"):
+        classifier(pixel_values)
+
+
+def test_any_batch_and_layout(
+    classifier: SelfConResNetForImageClassification, pretraining: SelfConResNetForPreTraining, images: Tensor
+) -> None:
+    assert classifier(images[:0]).logits.shape == (0, 2)
+    assert pretraining(images[:0]).projections.shape == (0, 8)
+    one_pixel = classifier(images[:, :, :1, :1]).logits
+    assert one_pixel.shape == (3, 2)
+    assert one_pixel.isfinite().all()
+    turned = images.transpose(2, 3)
+    torch.testing.assert_close(classifier(turned).logits, classifier(turned.contiguous()).logits)
+    torch.testing.assert_close(classifier(images.double()).logits, classifier(images).logits)
+
+
+@pytest.mark.parametrize(
     ("fields", "word"),
     [
         ({"backbone": "resnet_that_is_not"}, "timm"),
-        ({"backbone": "vit_tiny_patch16_224"}, "a ResNet"),
-        ({"backbone": "resnetaa50", "stem_stride": 1}, "max pooling"),
+        ({"backbone": "vit_tiny_patch16_224"}, "'vit_tiny_patch16_224', a VisionTransformer"),
+        ({"backbone": "resnetv2_50"}, "'resnetv2_50', a ResNetV2"),
     ],
 )
 def test_refuses_other_backbones(fields: dict[str, Any], word: str) -> None:
@@ -205,17 +377,93 @@ def test_encoder_folder_starts_either_model(
     tmp_path: Path, pretraining: SelfConResNetForPreTraining, images: Tensor
 ) -> None:
     pretraining.encoder.save_pretrained(tmp_path)
-    for kind in (SelfConResNetForPreTraining, SelfConResNetForImageClassification):
-        model, info = kind.from_pretrained(tmp_path, output_loading_info=True)
+    for kind, head in (
+        (SelfConResNetForPreTraining, {"projection_dim": 8}),
+        (SelfConResNetForImageClassification, {"num_labels": 2}),
+    ):
+        model, info = kind.from_pretrained(tmp_path, output_loading_info=True, **head)
         assert not [key for key in info["missing_keys"] if key.startswith("encoder.")]
         assert torch.equal(model.encoder(images).pooler_output, pretraining.encoder(images).pooler_output)
 
 
+class TestMissingWeights:
+    @pytest.mark.parametrize(
+        ("folder", "auto_class", "missing"),
+        [
+            ("pretraining_folder", AutoModelForImageClassification, "classifier"),
+            ("classifier_folder", AutoModelForPreTraining, "exit_projectors"),
+        ],
+    )
+    def test_heads_that_nobody_asked_for(
+        self, folder: str, auto_class: Any, missing: str, request: pytest.FixtureRequest
+    ) -> None:
+        path = request.getfixturevalue(folder)
+        for kind in (auto_class, auto_class._model_mapping[SelfConResNetConfig]):
+            with pytest.raises(ValueError, match=rf"tensors of a SelfConResNetFor\w+, e.g. {missing}"):
+                kind.from_pretrained(path)
+        with pytest.raises(ValueError, match="would be random"):  # the folder's own configuration asks for nothing
+            auto_class.from_pretrained(path, config=AutoConfig.from_pretrained(path))
+
+    @pytest.mark.parametrize(
+        "asked", [{"num_labels": 2}, {"num_labels": 3, "id2label": None}, {"id2label": {0: "x", 1: "y"}}]
+    )
+    def test_heads_that_somebody_asked_for(
+        self, asked: dict[str, Any], pretraining: SelfConResNetForPreTraining, tmp_path: Path
+    ) -> None:
+        pretraining.save_pretrained(tmp_path / "stage1")
+        fields = json.loads((tmp_path / "stage1" / "config.json").read_text())
+        del fields["id2label"], fields["label2id"]  # as stage 1 leaves it
+        (tmp_path / "stage1" / "config.json").write_text(json.dumps(fields))
+        asked = {name: value for name, value in asked.items() if value is not None}
+        for kind in (AutoModelForImageClassification, SelfConResNetForImageClassification):
+            model = kind.from_pretrained(tmp_path / "stage1", **asked)
+            assert model.config.num_labels == model.classifier[-1].out_features == asked.get("num_labels", 2)
+        model.save_pretrained(tmp_path / "again")
+        assert "_asked" not in json.loads((tmp_path / "again" / "config.json").read_text())
+        AutoModelForImageClassification.from_pretrained(tmp_path / "again")
+
+    def test_a_configuration_of_ones_own_asks(self, pretraining_folder: Path) -> None:
+        model = SelfConResNetForImageClassification.from_pretrained(pretraining_folder, config=tiny())
+        assert model.classifier[-1].out_features == 2
+
+    def test_a_backbone_is_never_random(self, classifier_folder: Path, tmp_path: Path) -> None:
+        folder = with_weights(classifier_folder, tmp_path, lambda w: w.pop("encoder.backbone.layer3.0.conv1.weight"))
+        for auto_class in (AutoModel, AutoModelForImageClassification, AutoModelForPreTraining):
+            with pytest.raises(ValueError, match=r"tensors of a .* e.g. (encoder\.)?backbone.layer3.0.conv1.weight"):
+                auto_class.from_pretrained(folder, id2label={0: "x", 1: "y"})
+
+
+def with_weights(folder: Path, tmp_path: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
+    """A copy of a model folder with other weights."""
+    copy = shutil.copytree(folder, tmp_path / "changed")
+    weights = load_file(copy / "model.safetensors")
+    change(weights)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
 class TestStemStride:
-    def test_argument_that_contradicts_the_folder(self, classifier_folder: Path) -> None:
-        for auto_class in (AutoModel, AutoModelForImageClassification):
-            with pytest.raises(ValueError, match="trained with stem_stride=2, but the configuration says 1"):
-                auto_class.from_pretrained(classifier_folder, stem_stride=1)
+    @pytest.mark.parametrize(
+        "how",
+        [
+            {},
+            {"ignore_mismatched_sizes": True},
+            {"device_map": "cpu"},
+            {"device_map": {"": "disk"}},
+            {"dtype": torch.float16},
+            {"num_labels": 5, "ignore_mismatched_sizes": True},
+        ],
+        ids=str,
+    )
+    def test_argument_that_contradicts_the_folder(
+        self, classifier_folder: Path, how: dict[str, Any], tmp_path: Path
+    ) -> None:
+        how = {**how, "offload_folder": str(tmp_path)} if "disk" in str(how) else how
+        for kind in (AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, SelfConResNetModel):
+            with pytest.raises(
+                ValueError, match=r"trained with stem_stride=2, but the configuration says 1: .*load them"
+            ):
+                kind.from_pretrained(classifier_folder, stem_stride=1, **how)
 
     def test_edited_configuration(self, classifier_folder: Path, tmp_path: Path) -> None:
         folder = shutil.copytree(classifier_folder, tmp_path / "edited")
@@ -224,10 +472,45 @@ class TestStemStride:
         with pytest.raises(ValueError, match="stem_stride=2"):
             AutoModelForImageClassification.from_pretrained(folder)
 
-    def test_plain_state_dictionary(self, classifier: SelfConResNetForImageClassification) -> None:
+    @pytest.mark.parametrize("how", [{}, {"strict": False}, {"assign": True}, {"strict": False, "assign": True}])
+    def test_plain_state_dictionary(
+        self, classifier: SelfConResNetForImageClassification, how: dict[str, bool]
+    ) -> None:
         other = SelfConResNetForImageClassification(tiny(stem_stride=1))
+        state = classifier.state_dict()
         with pytest.raises(ValueError, match="stem_stride=2"):
-            other.load_state_dict(classifier.state_dict())
+            other.load_state_dict(state, **how)
+        with pytest.raises(ValueError, match="stem_stride=2"):
+            other.encoder.load_state_dict(classifier.encoder.state_dict(), **how)
+        for saved in (torch.tensor(1.5), torch.tensor([1, 1]), torch.tensor(float("nan"))):
+            with pytest.raises(ValueError, match="these weights were trained with"):
+                other.load_state_dict(state | {"encoder.stem_stride": saved}, **how)
+
+    @pytest.mark.parametrize("saved", [None, torch.tensor([2, 2]), torch.tensor([2]), torch.zeros(0)])
+    def test_weights_that_do_not_say(self, classifier_folder: Path, tmp_path: Path, saved: Tensor | None) -> None:
+        def change(weights: dict[str, Tensor]) -> None:
+            del weights["encoder.stem_stride"]
+            if saved is not None:
+                weights["encoder.stem_stride"] = saved
+
+        folder = with_weights(classifier_folder, tmp_path, change)
+        for how in ({}, {"stem_stride": 1}):
+            for kind in (AutoModel, AutoModelForImageClassification):
+                with pytest.raises(ValueError, match="do not say which stem stride"):
+                    kind.from_pretrained(folder, ignore_mismatched_sizes=True, **how)
+
+    @pytest.mark.parametrize("saved", [torch.tensor(7), torch.tensor(True), torch.tensor(float("nan"))])
+    def test_weights_that_say_nonsense(self, classifier_folder: Path, tmp_path: Path, saved: Tensor) -> None:
+        folder = with_weights(classifier_folder, tmp_path, lambda w: w.update({"encoder.stem_stride": saved}))
+        with pytest.raises(ValueError, match="these weights were trained with"):
+            AutoModelForImageClassification.from_pretrained(folder)
+
+    def test_other_kinds_of_number_are_read(self, classifier_folder: Path, tmp_path: Path) -> None:
+        folder = with_weights(
+            classifier_folder, tmp_path, lambda w: w.update({"encoder.stem_stride": torch.tensor(2.0)})
+        )
+        stride = AutoModelForImageClassification.from_pretrained(folder).encoder.stem_stride
+        assert (stride.dtype, stride.item()) == (torch.int64, 2)
 
 
 def test_half_precision_and_device_map(classifier_folder: Path, images: Tensor) -> None:
@@ -241,17 +524,92 @@ def test_half_precision_and_device_map(classifier_folder: Path, images: Tensor) 
     torch.testing.assert_close(logits.float(), exact, atol=0.05, rtol=0.1)
 
 
-def test_export_takes_any_batch_and_size(classifier: SelfConResNetForImageClassification, images: Tensor) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtype_survives_saving(
+    dtype: torch.dtype, classifier: SelfConResNetForImageClassification, images: Tensor, tmp_path: Path
+) -> None:
+    model = SelfConResNetForImageClassification(classifier.config).eval()
+    model.load_state_dict(classifier.state_dict())
+    model.to(dtype).save_pretrained(tmp_path)
+    for asked in ({}, {"dtype": "auto"}, {"dtype": dtype}, {"dtype": str(dtype).removeprefix("torch.")}):
+        again = AutoModelForImageClassification.from_pretrained(tmp_path, **asked)
+        for name, tensor in again.state_dict().items():
+            whole = name.rpartition(".")[2] in ("stem_stride", "num_batches_tracked")
+            assert tensor.dtype == (torch.int64 if whole else dtype), name
+        assert torch.equal(again(images).logits, model(images).logits)
+    assert AutoModelForImageClassification.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
+    torch.testing.assert_close(model(images).logits.float(), classifier(images).logits, atol=0.05, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"device_map": "auto"},
+        {"device_map": {"": "cpu"}},
+        {"device_map": {"": "disk"}},
+        {"device_map": {"encoder": "cpu", "classifier": "disk"}},
+        {"low_cpu_mem_usage": True},
+    ],
+    ids=str,
+)
+def test_placement(
+    how: dict[str, Any],
+    classifier_folder: Path,
+    classifier: SelfConResNetForImageClassification,
+    images: Tensor,
+    tmp_path: Path,
+) -> None:
+    offload = {"offload_folder": str(tmp_path)} if "disk" in str(how) else {}
+    model = AutoModelForImageClassification.from_pretrained(classifier_folder, **how, **offload)
+    assert any(parameter.is_meta for parameter in model.parameters()) == bool(offload)
+    torch.testing.assert_close(model(images).logits, classifier(images).logits)
+
+
+@pytest.mark.parametrize(
+    "kind", [SelfConResNetModel, SelfConResNetForPreTraining, SelfConResNetForImageClassification]
+)
+def test_export_takes_any_batch_and_size(kind: Any, images: Tensor) -> None:
+    model = kind(tiny(backbone="test_resnet")).eval()
     dynamic = {"pixel_values": {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}}
-    program = torch.export.export(classifier, (), {"pixel_values": images}, dynamic_shapes=dynamic)
+    program = torch.export.export(model, (), {"pixel_values": images}, dynamic_shapes=dynamic)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
     other = torch.randn(5, 3, 64, 33)
-    torch.testing.assert_close(program.module()(pixel_values=other)["logits"], classifier(other).logits)
+    got, expected = torch.export.load(file).module()(pixel_values=other), model(other)
+    assert list(got) == list(expected)
+    torch.testing.assert_close(got.to_tuple(), expected.to_tuple())
 
 
 def test_compiles_in_one_graph(classifier: SelfConResNetForImageClassification, images: Tensor) -> None:
     compiled = torch.compile(classifier, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(images).logits, classifier(images).logits)
+
+
+def test_compiled_training_gives_the_same_gradients(images: Tensor) -> None:
+    torch.manual_seed(0)
+    model = SelfConResNetForImageClassification(tiny(backbone="test_resnet", head_dropout=0.0)).train()
+    gradients = []
+    for forward in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        forward(images, labels=torch.tensor([0, 1, 1])).loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def _has_compiler() -> bool:
+    try:
+        return bool(get_cpp_compiler())
+    except InvalidCxxCompiler:
+        return False
+
+
+@pytest.mark.skipif(not _has_compiler(), reason="needs a C++ compiler")
+def test_compiles_with_the_default_backend(images: Tensor) -> None:
+    model = SelfConResNetForImageClassification(tiny(backbone="test_resnet", exit_stages=())).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model)(images).logits, model(images).logits)
 
 
 def test_channels_last_gives_the_same(classifier: SelfConResNetForImageClassification, images: Tensor) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForImageClassification,
     ViTConfig,
     ViTForImageClassification,
@@ -44,13 +46,13 @@ def python(script: str, *arguments: object, cwd: Path, path: Path | None = None)
 
 
 def test_folder_holds_what_it_should(classifier_folder: Path, pretraining_folder: Path) -> None:
-    for folder, auto_class in (
-        (classifier_folder, "AutoModelForImageClassification"),
-        (pretraining_folder, "AutoModelForPreTraining"),
-    ):
+    for folder in (classifier_folder, pretraining_folder):
         assert {path.name for path in folder.iterdir()} == FILES
         auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
-        assert set(auto_map) == {"AutoConfig", "AutoModel", auto_class}
+        kinds = {"": "Model", "ForPreTraining": "ForPreTraining", "ForImageClassification": "ForImageClassification"}
+        assert auto_map == {"AutoConfig": "configuration_selfcon.SelfConResNetConfig"} | {
+            f"AutoModel{task}": f"modeling_selfcon.SelfConResNet{kind}" for task, kind in kinds.items()
+        }
         for name in CODE:
             assert (folder / name).read_bytes() == (Path(selfcon.__path__[0]) / name).read_bytes()
 
@@ -76,6 +78,17 @@ config = AutoConfig.from_pretrained(folder, **trust)
 processor = AutoImageProcessor.from_pretrained(folder, **trust)
 model = AutoModelForImageClassification.from_pretrained(folder, **trust)
 encoder = AutoModel.from_pretrained(folder, **trust)
+half = AutoModelForImageClassification.from_pretrained(folder, dtype="bfloat16", device_map="cpu", **trust)
+new_head = AutoModelForImageClassification.from_pretrained(stage1, num_labels=3, **trust)
+refused = {}
+for name, auto, path, fields in (
+    ("stride", AutoModel, folder, {"stem_stride": 1}),
+    ("head", AutoModelForImageClassification, stage1, {}),
+):
+    try:
+        auto.from_pretrained(path, **fields, **trust)
+    except ValueError as error:
+        refused[name] = str(error)
 pictures = [Image.fromarray(array) for array in np.load(pictures).values()]
 inputs = processor(pictures, return_tensors="pt")
 classify = pipeline("image-classification", model=folder, **trust)
@@ -83,6 +96,12 @@ found = {
     "inputs": inputs["pixel_values"].tolist(),
     "logits": model(**inputs).logits.tolist(),
     "features": encoder(**inputs).pooler_output.tolist(),
+    "hidden_states": [list(s.shape) for s in model(**inputs, output_hidden_states=True).hidden_states],
+    "exit_features": [f.tolist() for f in model(**inputs, output_exit_features=True).exit_features],
+    "half": [str(half.dtype), str(half.encoder.stem_stride.dtype), half(**inputs).logits.float().tolist()],
+    "trained_on": model.config.trained_on,
+    "refused": refused,
+    "new head": new_head.classifier[-1].out_features,
     "projections": AutoModelForPreTraining.from_pretrained(stage1, **trust)(**inputs).projections.tolist(),
     "pipeline": classify(pictures, batch_size=2),
     "label": config.id2label[1],
@@ -120,6 +139,16 @@ def test_loads_where_the_package_is_absent(
         assert torch.equal(torch.tensor(found["logits"]), logits)
         assert torch.equal(torch.tensor(found["features"]), classifier.encoder(inputs).pooler_output)
         assert torch.equal(torch.tensor(found["projections"]), pretraining(inputs).projections)
+        outputs = classifier(inputs, output_exit_features=True, output_hidden_states=True)
+    assert found["hidden_states"] == [list(state.shape) for state in outputs.hidden_states]
+    for got, expected in zip(found["exit_features"], outputs.exit_features, strict=True):
+        assert torch.equal(torch.tensor(got), expected)
+    assert found["half"][:2] == ["torch.bfloat16", "torch.int64"]
+    torch.testing.assert_close(torch.tensor(found["half"][2]), logits, atol=0.05, rtol=0.1)
+    assert found["trained_on"] == {"fingerprint": "abc"}
+    assert "trained with stem_stride=2" in found["refused"]["stride"]
+    assert "would be random" in found["refused"]["head"]
+    assert found["new head"] == 3
     for scores, row in zip(found["pipeline"], logits.softmax(-1), strict=True):
         by_label = {score["label"]: score["score"] for score in scores}
         assert by_label == pytest.approx({"real": row[0].item(), "synthetic": row[1].item()}, abs=1e-5)
@@ -127,7 +156,9 @@ def test_loads_where_the_package_is_absent(
     # What was saved over there is whole again, and loads here.
     of_the_model = FILES - {"image_processing_selfcon.py", "preprocessor_config.json"}
     assert {path.name for path in again.iterdir()} == of_the_model | {"found.json"}
-    assert torch.equal(AutoModelForImageClassification.from_pretrained(again)(inputs).logits, logits)
+    model = AutoModelForImageClassification.from_pretrained(again)
+    assert torch.equal(model(inputs).logits, logits)
+    assert model.config.trained_on == {"fingerprint": "abc"}
 
 
 def test_loads_without_trust_once_registered(
@@ -149,6 +180,56 @@ def test_loads_without_trust_once_registered(
     best = scores.argmax().item()
     assert classify(picture)[0]["label"] == ("real", "synthetic")[best]
     assert classify(picture)[0]["score"] == pytest.approx(scores[best].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("folder", ["classifier_folder", "pretraining_folder"])
+def test_feature_pipeline(folder: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(folder)
+    encoder = request.getfixturevalue(folder.removesuffix("_folder")).encoder
+    picture = Image.fromarray(image(1, 50, 60))
+    extract = pipeline("image-feature-extraction", model=str(path))
+    with torch.no_grad():
+        outputs = encoder(SelfConImageProcessor(crop_size=40)(picture, return_tensors="pt").pixel_values)
+    assert torch.equal(torch.tensor(extract(picture)), outputs.last_hidden_state)
+    assert torch.equal(extract(picture, pool=True, return_tensors=True), outputs.pooler_output)
+
+
+@pytest.mark.parametrize(
+    ("how", "names"),
+    [
+        ({"max_shard_size": "1MB"}, {"model.safetensors.index.json"}),
+        ({"variant": "fp16"}, {"model.fp16.safetensors"}),
+        ({"safe_serialization": False}, {"model.safetensors"}),
+    ],
+    ids=str,
+)
+def test_ways_to_save(
+    how: dict[str, Any], names: set[str], classifier: SelfConResNetForImageClassification, tmp_path: Path
+) -> None:
+    classifier.save_pretrained(tmp_path, **how)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert names <= written
+    assert {Path(name).suffix for name in written} == {".json", ".py", ".safetensors"}
+    again = AutoModelForImageClassification.from_pretrained(tmp_path, variant=how.get("variant"))
+    for name, tensor in classifier.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    with pytest.raises(ValueError, match="trained with stem_stride=2"):
+        AutoModelForImageClassification.from_pretrained(tmp_path, variant=how.get("variant"), stem_stride=1)
+
+
+def test_pickles_are_not_read(
+    classifier: SelfConResNetForImageClassification, classifier_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes((classifier_folder / "config.json").read_bytes())
+    torch.save(classifier.state_dict(), tmp_path / "pytorch_model.bin")
+    for auto_class in (AutoModel, AutoModelForImageClassification):
+        with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+            auto_class.from_pretrained(tmp_path)
+
+
+def test_classification_pipeline_refuses_a_folder_without_a_head(pretraining_folder: Path) -> None:
+    with pytest.raises(ValueError, match="would be random"):
+        pipeline("image-classification", model=str(pretraining_folder))
 
 
 def test_other_families_are_left_alone(tmp_path: Path) -> None:
