@@ -191,6 +191,31 @@ def _parser() -> _Parser:
     head.add_argument("--all-flags", action=_AllFlags, nargs=0, help="list every other flag, and exit")
     head.set_defaults(run=_train_head, names=("encoder", "dataset", "out"))
 
+    convert = command(
+        "convert",
+        "turn a checkpoint of upstream's (.pt, .pth) into a model folder that can be published",
+        "imaginet convert imaginet_weights.pt my-detector --track detection",
+    )
+    convert.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="file of torch.save; read as weights only, by itself"
+    )
+    convert.add_argument("out", metavar="OUT", help="model folder to write")
+    convert.add_argument(
+        "--track",
+        choices=("detection", "identification", "none"),
+        required=True,
+        help="what the checkpoint's head answers; none: only the encoder with its projection heads (stage 1)",
+    )
+    convert.add_argument(
+        "--stem-stride",
+        type=int,
+        choices=(1, 2),
+        help="1: network without early down-sampling, 2: with it; default: what the head says (shown)",
+    )
+    convert.add_argument("--overwrite", action="store_true", help="replace a model folder that is there")
+    convert.add_argument("--json", action="store_true", help="print what was decided as JSON")
+    convert.set_defaults(run=_convert)
+
     evaluate = command(
         "evaluate",
         "measure a model on a dataset, with intervals",
@@ -213,6 +238,7 @@ def _parser() -> _Parser:
     evaluate.add_argument("--batch-size", type=_positive, default=32)
     evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     evaluate.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    _add_arithmetic(evaluate, "float32")
     evaluate.add_argument("--json", action="store_true", help="print the results file")
     evaluate.set_defaults(run=_evaluate)
 
@@ -226,6 +252,7 @@ def _parser() -> _Parser:
     predict.add_argument("--identify", metavar="MODEL", help="identification model: names the generator too")
     predict.add_argument("--batch-size", type=_positive, default=16)
     predict.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    _add_arithmetic(predict, "auto")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
     predict.set_defaults(run=_predict)
 
@@ -237,6 +264,23 @@ def _parser() -> _Parser:
     demo.add_argument("--out", metavar="DIR", default="demo-output", help="folder to write (default demo-output)")
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _add_arithmetic(parser: argparse.ArgumentParser, default: str) -> None:
+    from imaginet_hub.inference.precision import DTYPES
+
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=default,
+        help="arithmetic of the network; what is close in 16 bits is answered again in float32. auto: bfloat16 where "
+        f"it is hardware, else float32 (default {default})",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the network first: a minute that pays from some hundreds of images on",
+    )
 
 
 class _AllFlags(argparse.Action):
@@ -497,6 +541,34 @@ def _train_head(args: argparse.Namespace) -> int:
     return 0
 
 
+def _convert(args: argparse.Namespace) -> int:
+    from imaginet_hub.errors import require
+
+    require("train", "torch", "torchvision", "transformers", "timm", "safetensors")
+    from imaginet_hub.cards import write_model_card
+    from imaginet_hub.training.convert import convert
+
+    done = convert(
+        args.checkpoint,
+        args.out,
+        track=args.track,
+        stem_stride=args.stem_stride,
+        overwrite=args.overwrite,
+        finish=write_model_card,
+    )
+    if args.json:
+        print(json.dumps(done.to_json(), indent=2, ensure_ascii=False))
+        return 0
+    print(f"{args.out}: {done.track or 'stage-1 encoder'}, stem stride {done.stem_stride}, {done.reason}")
+    print(f"  converted from {args.checkpoint}, sha256 {done.sha256}")
+    if not getattr(args, "quiet", False):
+        for remark in done.remarks:
+            print(f"  note: {remark}")
+        after = f"predict {args.out} PICTURE" if done.track else f"train-head {args.out} DATASET OUT --track detection"
+        print(f"Next: imaginet {after}")
+    return 0
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     from imaginet_hub.inference.measure import measure, summary
 
@@ -510,6 +582,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         seed=args.seed,
         device=args.device,
+        dtype=args.dtype,
+        compile=args.compile,
         progress=not getattr(args, "quiet", False),
     )
     print(json.dumps(results.to_json(), indent=2) if args.json else summary(results))
@@ -527,9 +601,13 @@ def _predict(args: argparse.Namespace) -> int:
     paths = expand_paths(args.paths)
     if not paths:
         raise UsageError(f"no image files in {', '.join(args.paths)}")
-    detector: Detector | None = Detector.from_pretrained(args.model, device=args.device)
-    identifier = Detector.from_pretrained(args.identify, device=args.device) if args.identify else None
-    if detector is not None and detector.track is Track.IDENTIFICATION and identifier is None:
+    options = {"device": args.device, "dtype": args.dtype, "compile": args.compile}
+    first = Detector.from_pretrained(args.model, **options)
+    identifier = Detector.from_pretrained(args.identify, **options) if args.identify else None
+    if not getattr(args, "quiet", False):
+        print(f"imaginet predict: {first.how}", file=sys.stderr, flush=True)
+    detector: Detector | None = first
+    if first.track is Track.IDENTIFICATION and identifier is None:
         detector, identifier = None, detector
     failed = 0
     for answer in predict_paths(paths, detector=detector, identifier=identifier, batch_size=args.batch_size):

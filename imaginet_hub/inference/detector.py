@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imaginet_hub.errors import ModelError, UsageError, require
+from imaginet_hub.inference.precision import chosen, close_calls, out_of_memory
 from imaginet_hub.labels import Track
 
 if TYPE_CHECKING:
@@ -26,10 +26,29 @@ __all__ = ["Detector"]
 class Detector:
     """A classifier of either track.
 
+    Weights and inputs lie in memory with the channels last, which changes no answer and is quicker. With bfloat16 or
+    float16 the network runs under autocast, and rows that are close calls then (`precision.close_calls`) are answered
+    again in float32, these rows alone, so that the likeliest class is float32's as far as `precision.CLOSE_CALL`
+    reaches. Nothing is remembered between calls, and whether an image is looked at again depends on it alone.
+
+    Args:
+        model: is put into evaluation mode and float32, and moved to the device.
+        processor: what makes its inputs.
+        name: where it was loaded from.
+        device: torch device; a GPU if there is one by default.
+        dtype: float32, bfloat16, float16 (CUDA only), or auto: bfloat16 where it is hardware, else float32.
+        compile: compile the first look with `torch.compile`. The first call takes a minute longer, and later ones
+            less; see benchmarks/README.md. On a CPU it needs a C++ compiler.
+
     Attributes:
         names: class names in the order of the probabilities; ("real", "synthetic") for detection.
         track: detection or identification.
         name: where it was loaded from.
+        dtype: the arithmetic in use, never auto.
+        compiled: whether the first look is compiled.
+
+    Raises:
+        UsageError: a dtype that is unknown or that the device lacks.
     """
 
     def __init__(
@@ -39,12 +58,16 @@ class Detector:
         *,
         name: str = "",
         device: str | torch.device | None = None,
+        dtype: str = "float32",
+        compile: bool = False,
     ) -> None:
         import torch
 
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = model.eval().to(device)
+        where = _device(device)
+        self.dtype = chosen(dtype, where)
+        self.model = model.eval().to(device=where, dtype=torch.float32, memory_format=torch.channels_last)
+        self.compiled = compile
+        self._compiled: Any = torch.compile(self.model.encoder) if compile else None
         self.processor = processor
         self.name = name
         id2label = {int(key): str(name) for key, name in (model.config.id2label or {}).items()}
@@ -52,11 +75,23 @@ class Detector:
         self.track = Track(model.config.track or Track.DETECTION)
 
     @classmethod
-    def from_pretrained(cls, model: str | os.PathLike[str], *, device: str | None = None) -> Detector:
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        dtype: str = "float32",
+        compile: bool = False,
+    ) -> Detector:
         """Load a model folder or Hub repository; no code that it carries is run.
+
+        Args:
+            model: the folder or Hub id.
+            device, dtype, compile: see the class.
 
         Raises:
             ModelError: nothing there, another kind of model, or one without a classification head.
+            UsageError: a device or a dtype that cannot be had here.
             MissingExtraError: torch, transformers or timm is not installed.
         """
         require("train", "torch", "transformers", "timm", "torchvision")
@@ -87,8 +122,9 @@ class Detector:
             )
         if device is not None:
             _check_device(device)
+        chosen(dtype, _device(device))  # refused before anything large is loaded
         try:
-            with _without_bars():
+            with selfcon.without_bars():
                 network, loaded = selfcon.SelfConResNetForImageClassification.from_pretrained(
                     name, output_loading_info=True
                 )
@@ -101,7 +137,14 @@ class Detector:
                 f"{name}: the weights lack {len(absent)} tensors that config.json asks for, e.g. {absent[0]}; "
                 "the folder is damaged or mixed from two models"
             )
-        return cls(network, processor, name=name, device=device)
+        return cls(network, processor, name=name, device=device, dtype=dtype, compile=compile)
+
+    @property
+    def how(self) -> str:
+        """The arithmetic in words: "bfloat16 autocast, channels_last, cpu; close calls again in float32"."""
+        reduced = self.dtype != "float32"
+        words = [f"{self.dtype}{' autocast' * reduced}", "channels_last", *["compiled"] * self.compiled]
+        return f"{', '.join(words)}, {self.model.device}{'; close calls again in float32' * reduced}"
 
     def __call__(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Class probabilities of RGB images.
@@ -111,16 +154,71 @@ class Detector:
 
         Returns:
             (len(images), len(names)) float32, rows sum to 1.
+
+        Raises:
+            UsageError: the images do not fit into memory together, or the model cannot be compiled.
         """
         import torch
 
         if not images:
             return np.zeros((0, len(self.names)), dtype=np.float32)
         inputs: Any = self.processor(images=list(images), return_tensors="pt")
-        with torch.inference_mode():
-            logits = self.model(pixel_values=inputs["pixel_values"].to(self.model.device)).logits
-        probabilities: NDArray[np.float32] = logits.float().softmax(dim=-1).cpu().numpy()
+        try:
+            probabilities: NDArray[np.float32] = self.logits(inputs["pixel_values"]).softmax(dim=-1).cpu().numpy()
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise UsageError(
+                    f"{len(images)} images at a time do not fit into the memory of {self.model.device} "
+                    f"({_first_line(error)}); lower --batch-size"
+                ) from error
+            if self.compiled and isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                reason = _first_line(getattr(error, "inner_exception", error))
+                raise UsageError(f"the model cannot be compiled here ({reason}); leave --compile out") from error
+            raise
         return probabilities
+
+    def logits(self, pixel_values: torch.Tensor, *, second_look: bool = True) -> torch.Tensor:
+        """Logits of images that the processor has prepared.
+
+        Args:
+            pixel_values: (B, 3, H, W) float32, on any device.
+            second_look: answer close calls again in float32, where the first look is in another arithmetic.
+
+        Returns:
+            (B, len(names)) float32, on the model's device.
+        """
+        import torch
+
+        encoder = self.model.encoder
+        with torch.inference_mode():
+            pixels = pixel_values.to(self.model.device).contiguous(memory_format=torch.channels_last)
+            if self.compiled and len(pixels) > 1:  # a batch of one would be compiled anew, for itself
+                torch._dynamo.mark_dynamic(pixels, 0)
+                encoder = self._compiled
+            if self.dtype == "float32":
+                return self._look(encoder, pixels)
+            logits = self._look(encoder, pixels, getattr(torch, self.dtype))
+            close = close_calls(logits)
+            if second_look and close.any():
+                again = pixels[close].contiguous(memory_format=torch.channels_last)
+                logits[close] = self._look(self.model.encoder, again)
+            return logits
+
+    def _look(self, encoder: Any, pixels: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The logits with the encoder in `dtype`; the head costs nothing and stays in float32."""
+        import torch
+
+        with torch.autocast(pixels.device.type, dtype, enabled=dtype is not None):
+            features = encoder(pixels, output_exit_features=False, return_dict=True).pooler_output
+        logits: torch.Tensor = self.model.classifier(features.float())
+        return logits
+
+
+def _device(given: str | torch.device | None) -> torch.device:
+    """The device that was asked for; a GPU, if there is one, where none was."""
+    import torch
+
+    return torch.device(given or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _check_device(device: str) -> None:
@@ -130,20 +228,6 @@ def _check_device(device: str) -> None:
         torch.zeros(1, device=device).numpy(force=True)
     except (RuntimeError, NotImplementedError, ValueError, AssertionError) as error:
         raise UsageError(f"device {device!r} cannot be used here ({_first_line(error)}); try cpu") from error
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Weights of this size load before a bar can be read."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

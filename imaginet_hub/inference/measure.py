@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def measure(
     batch_size: int = 32,
     seed: int = 0,
     device: str | None = None,
+    dtype: str = "float32",
+    compile: bool = False,
     progress: bool = True,
 ) -> Results:
     """Evaluate a model on one split, on the fixed crops that its processor takes.
@@ -46,6 +49,7 @@ def measure(
         batch_size: images per forward pass.
         seed: of the bootstrap intervals.
         device: torch device; a GPU if there is one by default.
+        dtype, compile: see `Detector`; a loaded detector keeps its own.
         progress: show a bar.
 
     Returns:
@@ -62,7 +66,10 @@ def measure(
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out: {target.parent} cannot be made ({error}); choose another folder") from error
-    detector = model if isinstance(model, Detector) else Detector.from_pretrained(model, device=device)
+    if isinstance(model, Detector):
+        detector = model
+    else:
+        detector = Detector.from_pretrained(model, device=device, dtype=dtype, compile=compile)
     rows = load_rows(dataset, detector.track, split)
     columns = list(dict.fromkeys(("generator", "content_type", *by)))
     unknown = [column for column in columns if column not in rows.column_names]
@@ -87,6 +94,10 @@ def measure(
         "backbone": config.backbone,
         "stem_stride": config.stem_stride,
         "trained_on": config.trained_on,
+        "dtype": detector.dtype,
+        "compiled": detector.compiled,
+        "device": detector.model.device.type,
+        "torch": metadata.version("torch"),
     }
     results.dataset = dataset_record(dataset, rows, split)
     results.write(target)

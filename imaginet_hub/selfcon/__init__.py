@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,7 @@ __all__ = [
     "register",
     "register_in",
     "save_publishable",
+    "without_bars",
 ]
 
 _MODULES = {
@@ -127,10 +130,25 @@ def save_publishable(
         The folder.
     """
     folder = Path(folder)
-    model.save_pretrained(folder)
+    with without_bars():
+        model.save_pretrained(folder)
     processor.save_pretrained(folder)
     # safetensors makes its file for its owner alone; as readable as the rest, so that a shared folder works.
     mode = (folder / "config.json").stat().st_mode
     for weights in folder.glob("*.safetensors"):
         weights.chmod(mode)
     return folder
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No bars of transformers' in here: weights of this size are read and written before one can be read."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
