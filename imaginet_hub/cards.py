@@ -44,6 +44,8 @@ def _environment() -> jinja2.Environment:
 
 def _cell(text: object) -> str:
     """Text from data, safe in a Markdown table cell."""
+    if isinstance(text, Mapping):
+        text = ", ".join(f"{key} {value}" for key, value in text.items())
     clean = " ".join(str(text).split())
     return clean.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
 

@@ -403,6 +403,7 @@ _INTERRUPTED = {
     "build": "nothing was left behind; run the same command again",
     "train": "checkpoints, if --save_strategy asked for any, are in OUT; go on with --resume_from_checkpoint last",
     "train-head": "no model was written; run the same command again",
+    "convert": "no model was written; run the same command again",
     "evaluate": "no results were written; run the same command again",
     "predict": "the lines above are complete; run again with the remaining files",
     "demo": "run the same command again; it starts over",

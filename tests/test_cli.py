@@ -113,3 +113,10 @@ def test_imports_cost_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_command_knows_what_an_interruption_leaves() -> None:
+    from imaginet_hub import cli
+
+    commands = cli._parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    assert set(cli._INTERRUPTED) == set(commands)

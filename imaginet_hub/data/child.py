@@ -58,6 +58,6 @@ def limit(**most: float) -> None:
     for name, value in most.items():
         kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]
-        soft = max(1, int(value)) if hard == resource.RLIM_INFINITY else min(max(1, int(value)), hard)
+        soft = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(kind, (soft, hard))

@@ -424,7 +424,7 @@ def _answer(question: Mapping[str, Any]) -> None:
     data = sys.stdin.buffer.read(question["bytes"])
     MEMORY_LIMIT_BYTES = question["memory"]
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each has a stack
-    child.limit(AS=question["memory"], CPU=question["seconds"])
+    child.limit(AS=question["memory"], CPU=max(1, question["seconds"]), CORE=0)
     try:
         if question["task"] == "rgb":
             image = _rgb(data, name)

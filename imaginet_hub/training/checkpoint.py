@@ -15,6 +15,7 @@ import os
 import pickle
 import re
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -39,11 +40,18 @@ MAX_FILE_BYTES = 4 * 1024**3
 #: The parts of a checkpoint that hold weights, and the prefix of their tensors among what is kept.
 SECTIONS = ("model", "classifier")
 TIME_LIMIT_S = 600.0
+#: Of a processor's time, and for each byte of the file; upstream's file takes some five seconds.
+_CPU_SECONDS = 60.0
+_CPU_SECONDS_A_BYTE = 1 / 2**25
 #: What reading may take, beside the file itself three times: what is mapped, copied out of it, and being written.
 MEMORY_LIMIT_BYTES = 512 * 1024**2
 # The pickle of upstream's file, without its tensors' bytes, has 60 KB.
 _MAX_PICKLE_BYTES = 16 * 1024**2
 _MAX_TENSORS = 10_000
+_MAX_MEMBERS = 100_000  # its optimizer has tensors as well
+_MAX_DIMENSIONS = 16
+#: The types of numbers that are kept; float8 and the like have scales elsewhere.
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 _TORCH_ZIP = b"PK\x03\x04"
 _TORCH_BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -100,22 +108,21 @@ def read_checkpoint(file: str | os.PathLike[str], weights: Path) -> Checkpoint:
         ModelError: not a checkpoint, damaged, in need of code to be read, or larger than it looks.
         OSError: `weights` cannot be written.
     """
-    file = Path(file).expanduser()
-    name = one_line(file.name)
-    if not file.exists():
-        raise DataNotFoundError(f"no checkpoint at {file}: expected a .pt or .pth file")
-    if not file.is_file():
-        raise ModelError(f"{file}: expected a .pt or .pth file, found {'a folder' if file.is_dir() else 'no file'}")
+    name = one_line(Path(file).name)
     try:
+        file = Path(file).expanduser()
         before = file.stat()
+        if not stat.S_ISREG(before.st_mode):
+            got = "a folder" if stat.S_ISDIR(before.st_mode) else "no file but a device or a pipe"
+            raise ModelError(f"{one_line(str(file))}: expected a .pt or .pth file, got {got}")
         _check_kind(file, before.st_size)
-        sha256 = _sha256(file)
-    except OSError as error:
-        raise ModelError(f"{name}: it cannot be read ({error.strerror or error})") from error
-    found = _in_child(file, weights, before.st_size)
-    after = file.stat()
-    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise ModelError(f"{name}: it changed while it was read; wait until its download is done, and run again")
+        sha256 = _sha256(file, before.st_size)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataNotFoundError(f"no checkpoint at {one_line(str(file))}: expected a .pt or .pth file") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user that there is not
+        got = one_line(getattr(error, "strerror", None) or str(error))
+        raise ModelError(f"{name}: expected a file that can be read, got: {got}; see to that, or copy it") from error
+    found = _in_child(file, weights, before)
     return Checkpoint(
         name=name,
         sha256=sha256,
@@ -143,20 +150,27 @@ def _check_kind(file: Path, size: int) -> None:
     raise ModelError(f"{name}: expected a checkpoint that torch.save wrote, got {got}; nothing of it was run")
 
 
-def _sha256(file: Path) -> str:
+def _sha256(file: Path, size: int) -> str:
+    """Of that many bytes: a file that is being written may never end."""
+    digest = hashlib.sha256()
     with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        while size > 0 and (block := opened.read(min(size, 2**20))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()
 
 
-def _in_child(file: Path, weights: Path, size: int) -> dict[str, Any]:
+def _in_child(file: Path, weights: Path, before: os.stat_result) -> dict[str, Any]:
+    name, size = one_line(file.name), before.st_size
+    if not (_is_text(file.resolve()) and _is_text(weights.resolve())):  # what torch and safetensors take
+        raise ModelError(f"{name}: expected paths that are valid text, got others; rename the file or its folders")
     question = {
         "file": str(file.resolve()),
         "weights": str(weights.resolve()),
         "size": size,
         "memory": 3 * size + MEMORY_LIMIT_BYTES,
-        "seconds": TIME_LIMIT_S,
+        "seconds": _CPU_SECONDS + size * _CPU_SECONDS_A_BYTE,
     }
-    name = one_line(file.name)
     nowhere = subprocess.DEVNULL
     process = child.started_by(__name__, _answer.__name__, question)
     with subprocess.Popen(**process, stdin=nowhere, stdout=subprocess.PIPE, stderr=nowhere) as reader:
@@ -166,22 +180,42 @@ def _in_child(file: Path, weights: Path, size: int) -> dict[str, Any]:
             answer = None
         finally:
             reader.kill()
+    if _changed(file, before):
+        raise ModelError(f"{name}: it changed while it was read; wait until its download is done, and run again")
     if answer is None or reader.returncode == -getattr(signal, "SIGXCPU", 0):
+        most = TIME_LIMIT_S if answer is None else question["seconds"]
         raise ModelError(
-            f"{name}: expected a checkpoint that is read within {TIME_LIMIT_S:g} seconds, got one that takes longer"
+            f"{name}: expected a checkpoint that is read within {most:.0f} seconds, got one that takes longer: "
+            "made to do harm, or read from a slow disk; copy it to a quicker one, or take another file"
         )
     try:
         found: dict[str, Any] = json.loads(answer)
     except ValueError as error:
         raise ModelError(
             f"{name}: expected a checkpoint that torch can read, got one that ends its reader (status "
-            f"{reader.returncode}): damaged, or made to do harm"
+            f"{reader.returncode}): damaged, or made to do harm; download it again and compare sizes"
         ) from error
     if "unwritable" in found:
         raise OSError(found["unwritable"])
     if "refused" in found:
         raise ModelError(f"{name}: {found['refused']}")
     return found
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _changed(file: Path, before: os.stat_result) -> bool:
+    try:
+        after = file.stat()
+    except OSError:
+        return True
+    return (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
 
 
 # --- the other process -----------------------------------------------------------------------------------------------
@@ -239,10 +273,11 @@ _UNREADABLE = (
 def _answer(question: Mapping[str, Any]) -> None:
     """Read the file, write the weights, answer in JSON."""
     child.begin(question)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a file may ask for a GPU and its memory
     import torch
 
     torch.set_num_threads(1)  # each would have a stack and an arena
-    child.limit(DATA=question["memory"] + _data_bytes(), CPU=question["seconds"])
+    child.limit(DATA=question["memory"] + _data_bytes(), CPU=question["seconds"], CORE=0)
     try:
         answer = _read(question["file"], question["size"], question["weights"])
     except _Refused as refused:
@@ -253,7 +288,7 @@ def _answer(question: Mapping[str, Any]) -> None:
 
 
 def _data_bytes() -> int:
-    """What this process has of what RLIMIT_DATA limits; 0 where that cannot be told."""
+    """What this process has of what RLIMIT_DATA limits; more than torch takes, where that cannot be told."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -274,6 +309,8 @@ def _read(file: str, size: int, weights: str) -> dict[str, Any]:
 
     try:
         save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, weights)
+    except (MemoryError, RuntimeError) as error:
+        raise _too_large() from error
     except (OSError, SafetensorError) as error:
         return {"unwritable": f"{weights}: {error}"}
     return {"shapes": shapes, "options": options, "epoch": epoch, "dtypes": dtypes}
@@ -284,7 +321,8 @@ def _loaded(file: str, size: int) -> Any:
 
     with torch.serialization.safe_globals(list(_ALLOWED)):
         try:
-            zipped = zipfile.is_zipfile(file)
+            with Path(file).open("rb") as opened:
+                zipped = opened.read(len(_TORCH_ZIP)) == _TORCH_ZIP  # as torch decides
             if zipped:
                 _check_archive(file, size)
                 needed = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
@@ -294,13 +332,16 @@ def _loaded(file: str, size: int) -> Any:
         except MemoryError as error:
             raise _too_large() from error
         except _UNREADABLE as error:
-            said = (str(error).strip() or type(error).__name__).splitlines()
-            needed = re.findall(r"GLOBAL (\S+) was not an allowed|unsupported GLOBAL (\S+) whose", str(error))
+            said = str(error).strip() or type(error).__name__
+            needed = re.findall(r"GLOBAL (.+) was not an allowed|unsupported GLOBAL (.+) whose", said)
             if needed:
                 raise _needs_more(sorted(filter(None, needed[0]))) from error
-            if "allocate memory" in str(error) or "Cannot allocate" in str(error):
+            if re.search("allocate memory|Cannot allocate|bad_alloc", said):
                 raise _too_large() from error
-            got = one_line(said[-1] if said[0].startswith("Weights only load failed") else said[0])[:200]
+            if "Unsupported operand" in said:
+                raise _needs_more(["instructions of another pickle protocol than torch.save's own"]) from error
+            # What torch's reader said is below what torch.load has to say of it.
+            got = one_line(re.sub(r"(?s).*WeightsUnpickler error: ", "", said).strip().partition("\n")[0][:200])
             raise _Refused(
                 "expected a checkpoint that torch can read as weights only, got one that it cannot: damaged, cut "
                 f"short, or not of torch.save ({got}); download it again and compare sizes"
@@ -308,7 +349,7 @@ def _loaded(file: str, size: int) -> Any:
 
 
 def _needs_more(names: list[str]) -> _Refused:
-    shown = ", ".join(one_line(name)[:100] for name in names[:5]) + (" ..." if len(names) > 5 else "")
+    shown = ", ".join(one_line(name[:100]) for name in names[:5]) + (" ..." if len(names) > 5 else "")
     return _Refused(
         f"expected weights and plain values only, got a pickle that also needs {shown}. Nothing of it was run, and "
         "nothing will be: code in such a file can do anything. If you made the file yourself, save its weights alone: "
@@ -324,7 +365,19 @@ def _check_archive(file: str, size: int) -> None:
     """torch stores members as they are, so that together they are smaller than the file."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-    names = [member.filename for member in members]
+        names = [member.filename for member in members]
+        _check_members(members, names, size)
+        damaged = archive.testzip()  # torch would not compare checksums
+    if damaged is not None:
+        raise _Refused(
+            f"expected members with the bytes that were written, got others in {damaged[:100]!r}: the file "
+            "is damaged (or written without checksums); download it again"
+        )
+
+
+def _check_members(members: list[zipfile.ZipInfo], names: list[str], size: int) -> None:
+    if len(members) > _MAX_MEMBERS:
+        raise _Refused(f"expected at most {_MAX_MEMBERS:,} members in its archive, got {len(members):,}")
     if any("constants.pkl" in name or "/code/" in name for name in names):
         raise _Refused("expected weights, got a TorchScript program; nothing of it was run")
     pickles = [member for member in members if member.filename.rpartition("/")[2] == "data.pkl"]
@@ -335,7 +388,7 @@ def _check_archive(file: str, size: int) -> None:
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise _Refused(
-                f"expected members that are stored as they are, got {one_line(member.filename)[:100]!r}, which is "
+                f"expected members that are stored as they are, got {member.filename[:100]!r}, which is "
                 "compressed or encrypted; torch.save writes no such file"
             )
     total = sum(member.file_size for member in members)
@@ -351,37 +404,44 @@ def _parts(
     import torch
 
     if not isinstance(loaded, dict) or "model" not in loaded:
-        keys = ", ".join(one_line(str(key))[:60] for key in list(loaded)[:5]) if isinstance(loaded, dict) else ""
-        got = f"one with {keys or 'nothing'}" if isinstance(loaded, dict) else f"a {type(loaded).__name__}"
+        keys = ", ".join(_what(key) for key in list(loaded)[:5]) if isinstance(loaded, dict) else ""
+        got = f"one with {keys or 'nothing'}" if isinstance(loaded, dict) else _what(loaded)
         raise _Refused(
             f"expected a dictionary whose `model` holds the weights (and `classifier` the head's), got {got}"
         )
+    # The file may have given each object attributes, which hide methods: those of the classes are asked.
     parts: dict[str, dict[str, torch.Tensor]] = {}
-    for part in (part for part in SECTIONS if loaded.get(part) is not None):
-        state = loaded[part]
+    for part in SECTIONS:
+        state = dict.get(loaded, part)
+        if state is None and part != "model":
+            continue
         if not isinstance(state, dict) or len(state) > _MAX_TENSORS:
             raise _Refused(f"expected `{part}` to be a state dictionary, got {_what(state)}")
         for key, value in dict.items(state):
-            if not isinstance(key, str) or len(key) > 200 or type(value) not in (torch.Tensor, torch.nn.Parameter):
-                raise _Refused(f"expected `{part}` to hold tensors by name, got {_what(value)} at {_what(key)}")
-            if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
-                raise _Refused(f"expected ordinary tensors, got {_what(value)} at {part}.{one_line(key)}")
-            if value.is_complex():
-                raise _Refused(f"expected real numbers, got {value.dtype} at {part}.{one_line(key)}")
-        parts[part] = {key: value.detach() for key, value in dict.items(state)}
-    opt = vars(loaded["opt"]) if isinstance(loaded.get("opt"), Namespace) else {}
+            if type(key) is not str or len(key) > 200 or not (key.isascii() and key.isprintable()):
+                raise _Refused(f"expected `{part}` to hold tensors by plain names, got {_what(key)}")
+            if type(value) not in (torch.Tensor, torch.nn.Parameter):
+                raise _Refused(f"expected `{part}` to hold tensors by name, got {_what(value)} at {part}.{key}")
+            ordinary = value.layout is torch.strided and value.device.type == "cpu" and value.ndim <= _MAX_DIMENSIONS
+            if not ordinary or str(value.dtype).removeprefix("torch.") not in _DTYPES:
+                raise _Refused(f"expected ordinary tensors of real numbers, got {_what(value)} at {part}.{key}")
+        parts[part] = {key: torch.Tensor.detach(value).resolve_neg() for key, value in dict.items(state)}
+    opt = vars(dict.get(loaded, "opt")) if isinstance(dict.get(loaded, "opt"), Namespace) else {}
     options = {
-        name: one_line(str(opt[name]))[:100] for name in _OPTIONS if isinstance(opt.get(name), (str, int, float))
+        name: one_line(str(opt[name])[:100]) for name in _OPTIONS if isinstance(opt.get(name), (str, int, float))
     }
-    epoch = loaded.get("epoch")
+    epoch = dict.get(loaded, "epoch")
     return parts, options, epoch if type(epoch) is int and 0 <= epoch < 10**9 else None
 
 
 def _what(value: Any) -> str:
     """A hostile value in a few words; its own `repr` may be endless."""
+    import torch
+
     if isinstance(value, str):
-        return repr(one_line(value[:60]))
+        return repr(value[:60])
     if isinstance(value, dict):
         return f"a dictionary of {len(value):,}"
-    layout = getattr(value, "layout", None)
-    return f"a {type(value).__name__}" + (f" ({layout})" if layout is not None else "")
+    if type(value) in (torch.Tensor, torch.nn.Parameter):
+        return f"a {value.ndim:,}-dimensional tensor ({value.dtype}, {value.layout}, {value.device})"
+    return f"a value of type {type(value).__name__}"

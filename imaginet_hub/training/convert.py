@@ -164,13 +164,14 @@ def convert(
         raise UsageError(f"expected a track of {', '.join(_TRACKS)}, got {track!r}")
     if stem_stride not in (None, 1, 2):
         raise UsageError(f"expected stem_stride 1 or 2, got {stem_stride!r}")
-    target = Path(out).expanduser().resolve()
+    shown = one_line(os.fspath(out))
     try:
+        target = Path(out).expanduser().resolve()
         folders.restore(target)
-        _check_target(target, Path(checkpoint).expanduser(), overwrite)
+        _check_target(target, checkpoint, overwrite)
         staging = folders.prepare(target)
-    except OSError as error:
-        raise ModelError(f"{target} cannot be written ({error}); choose another folder") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, the home of a user that there is not
+        raise ModelError(f"{shown} cannot be written ({one_line(str(error))}); choose another folder") from error
     try:
         staging.mkdir()
         weights = staging / "upstream.safetensors"
@@ -182,7 +183,7 @@ def convert(
     except OSError as error:
         if isinstance(error, ImagiNetError):
             raise
-        raise ModelError(f"{target} could not be written ({error}); nothing was left there") from error
+        raise ModelError(f"{shown} could not be written ({one_line(str(error))}); nothing was left there") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return conversion
@@ -343,9 +344,14 @@ def _remarks(found: Checkpoint, track: Track | None, head: Head | None) -> list[
     return remarks
 
 
-def _check_target(target: Path, checkpoint: Path, overwrite: bool) -> None:
-    if target == checkpoint.resolve() or target in checkpoint.resolve().parents:
-        raise ModelError(f"{target} is the checkpoint or holds it; choose another folder for the model")
+def _check_target(target: Path, checkpoint: str | os.PathLike[str], overwrite: bool) -> None:
+    shown = one_line(str(target))
+    try:
+        source = Path(checkpoint).expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"expected a .pt or .pth file, got: {one_line(str(error))}") from error
+    if target == source or target in source.parents:
+        raise ModelError(f"{shown} is the checkpoint or holds it; choose another folder for the model")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     try:
@@ -353,9 +359,9 @@ def _check_target(target: Path, checkpoint: Path, overwrite: bool) -> None:
     except (OSError, ValueError, LookupError, TypeError):
         is_model = False
     if not is_model:
-        raise ModelError(f"{target} is there and is not a model of this family; choose another name")
+        raise ModelError(f"{shown} is there and is not a model of this family; choose another name")
     if not overwrite:
-        raise ModelError(f"{target} already holds a model; choose another name, or pass --overwrite")
+        raise ModelError(f"{shown} already holds a model; choose another name, or pass --overwrite")
 
 
 def _plain_names(part: str, shapes: Shapes) -> dict[str, str]:
@@ -391,7 +397,7 @@ def _sound(name: str, tensor: Tensor) -> Tensor:
     """A tensor as our models keep it, if its numbers can be a trained network's."""
     if name.endswith("num_batches_tracked"):
         if tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.item() < 0:
-            raise ModelError(f"expected {name} to be a whole number, got {tensor.dtype}")
+            raise ModelError(f"expected {name} to be a whole number >= 0, got {tensor.item()} ({tensor.dtype})")
         return tensor.to(torch.int64)
     if not tensor.is_floating_point():
         raise ModelError(f"expected {name} to hold floating-point numbers, got {tensor.dtype}")
@@ -409,8 +415,8 @@ def _sound(name: str, tensor: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _check_answers(model: SelfConResNetPreTrainedModel) -> None:
-    """One small gray picture has to have an answer: single numbers may be finite and their products not."""
-    outputs = model(pixel_values=torch.zeros(1, 3, 32, 32))
+    """A white and a black picture have to have an answer: single numbers may be finite and their products not."""
+    outputs = model(pixel_values=torch.tensor([1.0, -1.0]).view(2, 1, 1, 1).expand(2, 3, 32, 32))
     answer = outputs["logits"] if "logits" in outputs else outputs["projections"]
     if not answer.isfinite().all():
         raise ModelError("expected weights that give finite answers, got NaN or infinity: the file is damaged")
