@@ -221,43 +221,45 @@ def build_repository(
 
     report["build_id"] = hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()[:16]
 
-    needed, free = int(report["bytes"] * 1.02), shutil.disk_usage(target.parent).free
-    if needed > free:
-        raise BuildError(f"{target} needs {needed:,} bytes, {free:,} are free there; free some or choose another disk")
-    staging = folders.staging(target)
     try:
-        (staging / "data").mkdir(parents=True)
-        features = features_of(manifest.vocabulary, manifest.carried_columns)
-        shards = {
-            staging / "data" / f"{split}-{number:05d}-of-{len(plan):05d}.parquet": groups
-            for split, plan in plans.items()
-            for number, groups in enumerate(plan)
-        }
+        with folders.staged(target) as staging:
+            needed, free = int(report["bytes"] * 1.02), shutil.disk_usage(target.parent).free
+            if needed > free:
+                raise BuildError(
+                    f"{target} needs {needed:,} bytes, {free:,} are free there; free some or choose another disk"
+                )
+            (staging / "data").mkdir()
+            features = features_of(manifest.vocabulary, manifest.carried_columns)
+            shards = {
+                staging / "data" / f"{split}-{number:05d}-of-{len(plan):05d}.parquet": groups
+                for split, plan in plans.items()
+                for number, groups in enumerate(plan)
+            }
 
-        def rows_of(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
-            for record in records:
-                row = row_of(record, root_path, manifest.carried_columns, result.facts[record.file])
-                yield _encoded(row, features)
+            def rows_of(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+                for record in records:
+                    row = row_of(record, root_path, manifest.carried_columns, result.facts[record.file])
+                    yield _encoded(row, features)
 
-        with tqdm(total=len(result.kept), desc="Writing Parquet", unit="img") as bar:
-            threads = num_proc or min(_MOST_WRITERS, os.cpu_count() or 1)
-            _write_shards(shards, rows_of, features.arrow_schema, threads, bar)
-        report["parquet_bytes"] = sum(file.stat().st_size for file in (staging / "data").iterdir())
-        (staging / BUILD_REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        write_missing(staging, result.missing)
-        (staging / _CARD).write_text(render_card(report), encoding="utf-8")
-        folders.put_in_place(target)
+            with tqdm(total=len(result.kept), desc="Writing Parquet", unit="img") as bar:
+                threads = num_proc or min(_MOST_WRITERS, os.cpu_count() or 1)
+                _write_shards(shards, rows_of, features.arrow_schema, threads, bar)
+            report["parquet_bytes"] = sum(file.stat().st_size for file in (staging / "data").iterdir())
+            (staging / BUILD_REPORT).write_text(
+                json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+            write_missing(staging, result.missing)
+            (staging / _CARD).write_text(render_card(report), encoding="utf-8")
+            folders.put_in_place(target)
     except OSError as error:
         raise BuildError(f"{target} could not be written ({error}); nothing was left there") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return report
 
 
 def _check_target(target: Path, root: Path, overwrite: bool) -> None:
     if target == root.resolve() or target in root.resolve().parents:
         raise BuildError(f"{target} is ROOT or holds it; choose another folder for the built dataset")
-    folders.prepare(target)
+    folders.check_writable(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / BUILD_REPORT).is_file():

@@ -79,7 +79,7 @@ class Checkpoint:
         size: of the file, in bytes.
         weights: safetensors with all tensors of the parts `model` and `classifier`, named "model/KEY" and so on.
         shapes: for each part the shape of each tensor, in the file's order of names.
-        options: of upstream's own arguments (`opt`), where the file has them, those that describe the network.
+        network: upstream's name of the network, where the file has the arguments of its training (`opt`).
         epoch: the epoch it was written after, where the file says so.
         dtypes: the types of its floating-point tensors.
     """
@@ -89,7 +89,7 @@ class Checkpoint:
     size: int
     weights: Path
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
-    options: Mapping[str, str]
+    network: str | None
     epoch: int | None
     dtypes: tuple[str, ...]
 
@@ -129,7 +129,7 @@ def read_checkpoint(file: str | os.PathLike[str], weights: Path) -> Checkpoint:
         size=before.st_size,
         weights=weights,
         shapes={part: {key: tuple(shape) for key, shape in of.items()} for part, of in found["shapes"].items()},
-        options=found["options"],
+        network=found["network"],
         epoch=found["epoch"],
         dtypes=tuple(found["dtypes"]),
     )
@@ -173,7 +173,14 @@ def _in_child(file: Path, weights: Path, before: os.stat_result) -> dict[str, An
     }
     nowhere = subprocess.DEVNULL
     process = child.started_by(__name__, _answer.__name__, question)
-    with subprocess.Popen(**process, stdin=nowhere, stdout=subprocess.PIPE, stderr=nowhere) as reader:
+    try:
+        reader = subprocess.Popen(**process, stdin=nowhere, stdout=subprocess.PIPE, stderr=nowhere)
+    except OSError as error:
+        raise ModelError(
+            f"{name}: expected to start a process to read it in, got: {error.strerror or error}; free some memory, or "
+            "end other programs, and run again"
+        ) from error
+    with reader:
         try:
             answer = reader.communicate(timeout=TIME_LIMIT_S)[0]
         except subprocess.TimeoutExpired:
@@ -248,8 +255,6 @@ _ALLOWED = (
         )
     ),
 )
-#: Arguments of upstream's first stage that describe the network.
-_OPTIONS = ("model", "method", "selfcon_pos", "selfcon_size", "feat_dim", "dataset")
 # Whatever torch's reader raises on bytes that are not what they say.
 _UNREADABLE = (
     pickle.UnpicklingError,
@@ -297,7 +302,7 @@ def _data_bytes() -> int:
 
 
 def _read(file: str, size: int, weights: str) -> dict[str, Any]:
-    parts, options, epoch = _parts(_loaded(file, size))
+    parts, network, epoch = _parts(_loaded(file, size))
     tensors = {f"{part}/{key}": value for part, of in parts.items() for key, value in of.items()}
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if total > size:  # views that repeat their bytes
@@ -313,7 +318,7 @@ def _read(file: str, size: int, weights: str) -> dict[str, Any]:
         raise _too_large() from error
     except (OSError, SafetensorError) as error:
         return {"unwritable": f"{weights}: {error}"}
-    return {"shapes": shapes, "options": options, "epoch": epoch, "dtypes": dtypes}
+    return {"shapes": shapes, "network": network, "epoch": epoch, "dtypes": dtypes}
 
 
 def _loaded(file: str, size: int) -> Any:
@@ -400,7 +405,7 @@ def _check_members(members: list[zipfile.ZipInfo], names: list[str], size: int) 
 
 def _parts(
     loaded: Any,
-) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, str], int | None]:
+) -> tuple[dict[str, dict[str, torch.Tensor]], str | None, int | None]:
     import torch
 
     if not isinstance(loaded, dict) or "model" not in loaded:
@@ -426,12 +431,11 @@ def _parts(
             if not ordinary or str(value.dtype).removeprefix("torch.") not in _DTYPES:
                 raise _Refused(f"expected ordinary tensors of real numbers, got {_what(value)} at {part}.{key}")
         parts[part] = {key: torch.Tensor.detach(value).resolve_neg() for key, value in dict.items(state)}
-    opt = vars(dict.get(loaded, "opt")) if isinstance(dict.get(loaded, "opt"), Namespace) else {}
-    options = {
-        name: one_line(str(opt[name])[:100]) for name in _OPTIONS if isinstance(opt.get(name), (str, int, float))
-    }
+    opt = dict.get(loaded, "opt")
+    network = vars(opt).get("model") if isinstance(opt, Namespace) else None
+    network = one_line(network[:100]) if type(network) is str else None
     epoch = dict.get(loaded, "epoch")
-    return parts, options, epoch if type(epoch) is int and 0 <= epoch < 10**9 else None
+    return parts, network, epoch if type(epoch) is int and 0 <= epoch < 10**9 else None
 
 
 def _what(value: Any) -> str:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from imaginet_hub.data import folders
@@ -167,30 +166,29 @@ def convert(
     shown = one_line(os.fspath(out))
     try:
         target = Path(out).expanduser().resolve()
-        folders.restore(target)
-        _check_target(target, checkpoint, overwrite)
-        staging = folders.prepare(target)
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, the home of a user that there is not
+    except (OSError, RuntimeError) as error:  # links in a circle, the home of a user that there is not
         raise ModelError(f"{shown} cannot be written ({one_line(str(error))}); choose another folder") from error
     try:
-        staging.mkdir()
-        weights = staging / "upstream.safetensors"
-        found = read_checkpoint(checkpoint, weights)
-        conversion = _converted(found, target, staging, None if track == "none" else Track(track), stem_stride)
-        weights.unlink()
-        finish(staging)
-        folders.put_in_place(target)
-    except OSError as error:
-        if isinstance(error, ImagiNetError):
-            raise
-        raise ModelError(f"{shown} could not be written ({one_line(str(error))}); nothing was left there") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with folders.staged(target) as staging:
+            folders.restore(target)
+            _check_target(target, checkpoint, overwrite)
+            weights = staging / "upstream.safetensors"
+            found = read_checkpoint(checkpoint, weights)
+            conversion = _converted(found, target, staging, None if track == "none" else Track(track), stem_stride)
+            weights.unlink()
+            finish(staging)
+            folders.put_in_place(target)
+    except ImagiNetError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{shown} cannot be written ({one_line(str(error))}); nothing was left there, choose another place"
+        ) from error
     return conversion
 
 
 def decide(
-    classifier: Shapes | None, options: Mapping[str, str], track: Track | None, stem_stride: int | None = None
+    classifier: Shapes | None, named: str | None, track: Track | None, stem_stride: int | None = None
 ) -> tuple[Head | None, int, str]:
     """Which head a file has, and which stem stride its network.
 
@@ -200,7 +198,7 @@ def decide(
 
     Args:
         classifier: shapes of the head's tensors; None where the file has no head.
-        options: upstream's stored arguments; `model` is looked at.
+        named: upstream's name of the network, where its stored arguments give it.
         track: what is wanted; None for the encoder alone.
         stem_stride: what the caller says, 1 or 2.
 
@@ -225,7 +223,6 @@ def decide(
             )
         if head.track is not track:
             raise ModelError(f"expected a head for --track {track}, got the {head.name}: pass --track {head.track}")
-    named = options.get("model")
     if named is not None and named not in _STEM_STRIDES:
         raise ModelError(
             f"expected a network of {' or '.join(_STEM_STRIDES)}, got a checkpoint whose arguments say it is "
@@ -272,7 +269,7 @@ def upstream_name(ours: str) -> str:
 def _converted(found: Checkpoint, target: Path, staging: Path, track: Track | None, asked: int | None) -> Conversion:
     names = {part: _plain_names(part, shapes) for part, shapes in found.shapes.items()}
     shapes = {part: {key: found.shapes[part][name] for key, name in of.items()} for part, of in names.items()}
-    head, stem_stride, reason = decide(shapes.get("classifier"), found.options, track, asked)
+    head, stem_stride, reason = decide(shapes.get("classifier"), found.network, track, asked)
     fields: dict[str, Any] = {"stem_stride": stem_stride, "trained_on": _provenance(found, stem_stride, reason)}
     if track is not None and head is not None:
         classes = Vocabulary.upstream().track_names(track)

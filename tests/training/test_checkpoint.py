@@ -182,7 +182,7 @@ def test_what_upstreams_training_saves_beside_weights(tmp_path: Path, numpys: by
     assert numpys in made.getvalue()
     found = read(made.getvalue(), tmp_path)
     assert found["epoch"] == 7
-    assert found["options"] == {"model": "resnet50nodown", "feat_dim": "128"}
+    assert found["network"] == "resnet50nodown"
     # Nothing of it is an array: the bytes were never looked at.
     with torch.serialization.safe_globals(list(checkpoint._ALLOWED)):
         loaded = torch.load(io.BytesIO(made.getvalue()), weights_only=True)

@@ -164,45 +164,45 @@ SHAPES = {head.track: head.shapes for head in HEADS}
 
 
 @pytest.mark.parametrize(
-    ("classifier", "options", "track", "asked", "expected"),
+    ("classifier", "named", "track", "asked", "expected"),
     [
-        (SHAPES[Track.DETECTION], {}, Track.DETECTION, None, 1),
-        (SHAPES[Track.IDENTIFICATION], {}, Track.IDENTIFICATION, None, 2),
-        (SHAPES[Track.IDENTIFICATION], {}, Track.IDENTIFICATION, 1, 1),
-        (SHAPES[Track.DETECTION], {}, Track.DETECTION, 2, 2),
-        (SHAPES[Track.DETECTION], {}, None, None, 1),
-        (None, {"model": "resnet50nodown"}, None, None, 1),
-        (None, {"model": "resnet50"}, None, None, 2),
-        (None, {}, None, 2, 2),
-        (SHAPES[Track.IDENTIFICATION], {"model": "resnet50"}, Track.IDENTIFICATION, None, 2),
-        (SHAPES[Track.IDENTIFICATION], {"model": "resnet50nodown"}, Track.IDENTIFICATION, 1, 1),
+        (SHAPES[Track.DETECTION], None, Track.DETECTION, None, 1),
+        (SHAPES[Track.IDENTIFICATION], None, Track.IDENTIFICATION, None, 2),
+        (SHAPES[Track.IDENTIFICATION], None, Track.IDENTIFICATION, 1, 1),
+        (SHAPES[Track.DETECTION], None, Track.DETECTION, 2, 2),
+        (SHAPES[Track.DETECTION], None, None, None, 1),
+        (None, "resnet50nodown", None, None, 1),
+        (None, "resnet50", None, None, 2),
+        (None, None, None, 2, 2),
+        (SHAPES[Track.IDENTIFICATION], "resnet50", Track.IDENTIFICATION, None, 2),
+        (SHAPES[Track.IDENTIFICATION], "resnet50nodown", Track.IDENTIFICATION, 1, 1),
     ],
 )
 def test_what_decides_the_stem_stride(
-    classifier: Any, options: dict[str, str], track: Track | None, asked: int | None, expected: int
+    classifier: Any, named: str | None, track: Track | None, asked: int | None, expected: int
 ) -> None:
-    assert decide(classifier, options, track, asked)[1] == expected
+    assert decide(classifier, named, track, asked)[1] == expected
 
 
 @pytest.mark.parametrize(
-    ("classifier", "options", "track", "words"),
+    ("classifier", "named", "track", "words"),
     [
-        (SHAPES[None], {}, Track.DETECTION, "before July 2024"),
-        (SHAPES[None], {}, Track.IDENTIFICATION, "before July 2024"),
-        (SHAPES[None], {}, None, "before July 2024"),
-        (SHAPES[Track.DETECTION], {}, Track.IDENTIFICATION, "pass --track detection"),
-        (SHAPES[Track.IDENTIFICATION], {}, Track.DETECTION, "pass --track identification"),
-        (None, {}, Track.DETECTION, "without a head"),
-        (None, {}, None, "pass --stem-stride 1"),
-        (None, {"model": "resnet18"}, None, "resnet18"),
-        (SHAPES[Track.IDENTIFICATION], {"model": "resnet50nodown"}, Track.IDENTIFICATION, "say which"),
-        ({**SHAPES[Track.DETECTION], "4.weight": (3, 1024)}, {}, Track.DETECTION, "one of upstream's heads"),
-        ({}, {}, Track.DETECTION, "nothing"),
+        (SHAPES[None], None, Track.DETECTION, "before July 2024"),
+        (SHAPES[None], None, Track.IDENTIFICATION, "before July 2024"),
+        (SHAPES[None], None, None, "before July 2024"),
+        (SHAPES[Track.DETECTION], None, Track.IDENTIFICATION, "pass --track detection"),
+        (SHAPES[Track.IDENTIFICATION], None, Track.DETECTION, "pass --track identification"),
+        (None, None, Track.DETECTION, "without a head"),
+        (None, None, None, "pass --stem-stride 1"),
+        (None, "resnet18", None, "resnet18"),
+        (SHAPES[Track.IDENTIFICATION], "resnet50nodown", Track.IDENTIFICATION, "say which"),
+        ({**SHAPES[Track.DETECTION], "4.weight": (3, 1024)}, None, Track.DETECTION, "one of upstream's heads"),
+        ({}, None, Track.DETECTION, "nothing"),
     ],
 )
-def test_what_is_refused(classifier: Any, options: dict[str, str], track: Track | None, words: str) -> None:
+def test_what_is_refused(classifier: Any, named: str | None, track: Track | None, words: str) -> None:
     with pytest.raises(ModelError, match=words):
-        decide(classifier, options, track)
+        decide(classifier, named, track)
 
 
 def test_two_logits_are_one_logit_exactly() -> None:
