@@ -546,6 +546,9 @@ def _convert(args: argparse.Namespace) -> int:
     from imaginet_hub.errors import require
 
     require("train", "torch", "torchvision", "transformers", "timm", "safetensors")
+    from imaginet_hub.training.checkpoint import look_at
+
+    look_at(args.checkpoint)  # before the seconds that torch takes to load
     from imaginet_hub.cards import write_model_card
     from imaginet_hub.training.convert import convert
 

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
-from imaginet_hub.errors import ModelError, UsageError, require
-from imaginet_hub.inference.precision import chosen, close_calls, out_of_memory
-from imaginet_hub.labels import Track
+from imaginet_hub.data.units import one_line
+from imaginet_hub.errors import ImagiNetError, ModelError, UsageError, require
+from imaginet_hub.inference.precision import chosen, close_calls, out_of_memory, rounding_noise
+from imaginet_hub.labels import Origin, Track
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
-    from PIL import Image
 
     from imaginet_hub.selfcon import SelfConImageProcessor, SelfConResNetForImageClassification
 
 __all__ = ["Detector"]
+
+#: Fields of config.json by which transformers takes code, weights or settings from elsewhere, or changes the network;
+#: none of our models has them.
+_FOREIGN = (
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+    "configuration_files",
+    "distributed_config",
+    "fusion_config",
+    "quantization_config",
+    "transformers_weights",
+)
+#: Of what the model sees: ImageNet's mean and deviation give -2.1 to 2.6, pixels that nobody scaled more than this.
+_LARGEST_INPUT = 100.0
 
 
 class Detector:
@@ -48,6 +67,7 @@ class Detector:
         compiled: whether the first look is compiled.
 
     Raises:
+        ModelError: a track or class names that nothing could be answered with.
         UsageError: a dtype that is unknown or that the device lacks.
     """
 
@@ -63,6 +83,7 @@ class Detector:
     ) -> None:
         import torch
 
+        self.track, self.names = _track_and_names(model.config)
         where = _device(device)
         self.dtype = chosen(dtype, where)
         self.model = model.eval().to(device=where, dtype=torch.float32, memory_format=torch.channels_last)
@@ -70,9 +91,6 @@ class Detector:
         self._compiled: Any = torch.compile(self.model.encoder) if compile else None
         self.processor = processor
         self.name = name
-        id2label = {int(key): str(name) for key, name in (model.config.id2label or {}).items()}
-        self.names: tuple[str, ...] = tuple(id2label[i] for i in sorted(id2label))
-        self.track = Track(model.config.track or Track.DETECTION)
 
     @classmethod
     def from_pretrained(
@@ -90,53 +108,51 @@ class Detector:
             device, dtype, compile: see the class.
 
         Raises:
-            ModelError: nothing there, another kind of model, or one without a classification head.
+            ModelError: nothing there, another kind of model, one without a classification head, or a file in it that
+                is broken, does not fit the others or asks for what is not ours.
             UsageError: a device or a dtype that cannot be had here.
             MissingExtraError: torch, transformers or timm is not installed.
         """
         require("train", "torch", "transformers", "timm", "torchvision")
-        from safetensors import SafetensorError
-        from transformers import AutoConfig
-
         from imaginet_hub import selfcon
 
-        selfcon.register()
         name = os.fspath(model)
-        if Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
-            name = str(Path(name).expanduser())
-            if not (Path(name) / "config.json").is_file():
-                raise ModelError(
-                    f"no model at {name}: expected a folder with config.json and model.safetensors, as "
-                    "`imaginet train-head` writes it"
-                )
-        try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no usable model at {name!r}: {_first_line(error)}") from error
-        if config.model_type != selfcon.SelfConResNetConfig.model_type:
-            raise ModelError(f"{name}: expected a selfcon_resnet model, found {config.model_type!r}")
-        if config.track is None:
-            raise ModelError(
-                f"{name} is a stage-1 encoder without a classification head; "
-                "train one with: imaginet train-head ENCODER DATASET OUT --track detection"
-            )
+        with _loading(name, "config.json"):
+            if Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
+                name = str(Path(name).expanduser())
+                if not (Path(name) / "config.json").is_file():
+                    raise ModelError(
+                        "no model at this path: expected a folder with config.json and model.safetensors, as "
+                        "`imaginet train-head` writes it"
+                    )
+            given, _ = selfcon.SelfConResNetConfig.get_config_dict(name)
+            _check_config(given)
+            config = selfcon.SelfConResNetConfig.from_pretrained(name)
+            _track_and_names(config)
         if device is not None:
             _check_device(device)
         chosen(dtype, _device(device))  # refused before anything large is loaded
-        try:
-            with selfcon.without_bars():
-                network, loaded = selfcon.SelfConResNetForImageClassification.from_pretrained(
-                    name, output_loading_info=True
-                )
+        with _loading(name, "preprocessor_config.json"):
             processor = selfcon.SelfConImageProcessor.from_pretrained(name)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{name}: the model cannot be loaded: {_first_line(error)}") from error
-        absent = sorted([*loaded["missing_keys"], *map(str, loaded["mismatched_keys"])])
-        if absent:  # transformers would fill them with random numbers
-            raise ModelError(
-                f"{name}: the weights lack {len(absent)} tensors that config.json asks for, e.g. {absent[0]}; "
-                "the folder is damaged or mixed from two models"
+            _check_processor(processor)
+        with _loading(name, "model.safetensors"), selfcon.without_bars():
+            _check_shards(Path(name))
+            network, loaded = selfcon.SelfConResNetForImageClassification.from_pretrained(
+                name, output_loading_info=True, ignore_mismatched_sizes=True
             )
+            # Tensors that are missing were refused just now. Those of another shape would be random numbers.
+            strange = sorted([*loaded["unexpected_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
+            if strange:
+                raise ModelError(
+                    f"expected the tensors that config.json asks for, got {len(strange)} of other names or shapes, "
+                    f"e.g. {strange[0]}; the folder is damaged or mixed from two models"
+                )
+            least, sides = network.encoder.least_side, dict(processor.crop_size)
+            if min(sides["height"], sides["width"]) < least:
+                raise ModelError(
+                    f"expected a crop_size of at least {least} pixels for {config.backbone}, got {sides}; "
+                    "use the preprocessor_config.json that the model was saved with"
+                )
         return cls(network, processor, name=name, device=device, dtype=dtype, compile=compile)
 
     @property
@@ -156,14 +172,15 @@ class Detector:
             (len(images), len(names)) float32, rows sum to 1.
 
         Raises:
+            ModelError: the model gives NaN.
             UsageError: the images do not fit into memory together, or the model cannot be compiled.
         """
         import torch
 
         if not images:
             return np.zeros((0, len(self.names)), dtype=np.float32)
-        inputs: Any = self.processor(images=list(images), return_tensors="pt")
         try:
+            inputs: Any = self.processor(images=list(images), return_tensors="pt")
             probabilities: NDArray[np.float32] = self.logits(inputs["pixel_values"]).softmax(dim=-1).cpu().numpy()
         except RuntimeError as error:
             if out_of_memory(error):
@@ -175,6 +192,13 @@ class Detector:
                 reason = _first_line(getattr(error, "inner_exception", error))
                 raise UsageError(f"the model cannot be compiled here ({reason}); leave --compile out") from error
             raise
+        unusable = int((~np.isfinite(probabilities)).any(axis=1).sum())
+        if unusable:
+            raise ModelError(
+                f"{one_line(self.name or 'the model')}: expected probabilities, got NaN for {unusable} of "
+                f"{len(images)} images; the weights or preprocessor_config.json are damaged: save or download them "
+                "again"
+            )
         return probabilities
 
     def logits(self, pixel_values: torch.Tensor, *, second_look: bool = True) -> torch.Tensor:
@@ -195,23 +219,125 @@ class Detector:
             if self.compiled and len(pixels) > 1:  # a batch of one would be compiled anew, for itself
                 torch._dynamo.mark_dynamic(pixels, 0)
                 encoder = self._compiled
+            head: Any = self.model.classifier  # costs nothing, and stays in float32
             if self.dtype == "float32":
-                return self._look(encoder, pixels)
-            logits = self._look(encoder, pixels, getattr(torch, self.dtype))
-            close = close_calls(logits)
-            if second_look and close.any():
-                again = pixels[close].contiguous(memory_format=torch.channels_last)
-                logits[close] = self._look(self.model.encoder, again)
+                return head(self._features(encoder, pixels))
+            features = self._features(encoder, pixels, getattr(torch, self.dtype))
+            logits: torch.Tensor = head(features)
+            if second_look:
+                close = close_calls(logits, rounding_noise(head, features, self.dtype))
+                if close.any():
+                    again = pixels[close].contiguous(memory_format=torch.channels_last)
+                    logits[close] = head(self._features(self.model.encoder, again))
             return logits
 
-    def _look(self, encoder: Any, pixels: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The logits with the encoder in `dtype`; the head costs nothing and stays in float32."""
+    def _features(self, encoder: Any, pixels: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         import torch
 
         with torch.autocast(pixels.device.type, dtype, enabled=dtype is not None):
-            features = encoder(pixels, output_exit_features=False, return_dict=True).pooler_output
-        logits: torch.Tensor = self.model.classifier(features.float())
-        return logits
+            features: torch.Tensor = encoder(pixels, output_exit_features=False, return_dict=True).pooler_output
+        return features.float()
+
+
+@contextmanager
+def _loading(name: str, part: str) -> Iterator[None]:
+    """Whatever reading a foreign file raises in here becomes one line, without transformers' reports before it."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(one_line(f"{name}: {error}")) from error.__cause__
+    except ImagiNetError:
+        raise
+    except (
+        *(StrictDataclassError, SafetensorError, OSError, ValueError, TypeError, AttributeError, LookupError),
+        *(ImportError, RuntimeError, ArithmeticError, AssertionError, MemoryError),
+    ) as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        raise ModelError(
+            one_line(f"{name}: no usable model: {part} cannot be loaded ({said}); expected a model as ")
+            + "`imaginet train-head` writes it: save or download it again"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _check_config(given: Any) -> None:
+    """Refuses, before transformers acts on it, what no configuration of ours says."""
+    from imaginet_hub.selfcon import SelfConResNetConfig
+
+    kind = given.get("model_type") if isinstance(given, Mapping) else given
+    if not isinstance(given, Mapping) or kind != SelfConResNetConfig.model_type:
+        raise ModelError(f"expected a {SelfConResNetConfig.model_type} model, found {kind!r}")
+    if given.get("track") is None:
+        raise ModelError(
+            "a stage-1 encoder without a classification head; "
+            "train one with: imaginet train-head ENCODER DATASET OUT --track detection"
+        )
+    foreign = [key for key in _FOREIGN if given.get(key) is not None]
+    if not isinstance(given.get("auto_map", {}), Mapping):
+        foreign.append("auto_map")
+    if foreign:
+        raise ModelError(
+            f"expected config.json as `imaginet train-head` writes it, got {foreign[0]} {given[foreign[0]]!r:.80}; "
+            "such models are not supported: remove it if it is not meant"
+        )
+
+
+def _track_and_names(config: Any) -> tuple[Track, tuple[str, ...]]:
+    """What the model answers, and the names of its classes in the order of the logits."""
+    remedy = "use the config.json that the model was saved with"
+    if config.track not in (None, *Track):
+        raise ModelError(f"expected track to be {' or '.join(Track)}, got {config.track!r:.80}; {remedy}")
+    track = Track(config.track or Track.DETECTION)
+    id2label = {int(key): str(name) for key, name in (config.id2label or {}).items()}
+    names = tuple(id2label[i] for i in sorted(id2label))
+    if track is Track.DETECTION:
+        fine, expected = sorted(names) == sorted(Origin), " and ".join(Origin)
+    else:
+        fine = len(set(names)) == len(names) >= 2 and all(name and name.isprintable() for name in names)
+        expected = "two or more different, printable names"
+    if not fine:
+        raise ModelError(f"expected id2label to give {expected} for {track}, got {names!r:.200}; {remedy}")
+    return track, names
+
+
+def _check_processor(processor: Any) -> None:
+    """Refuses what gives no batches, or nothing that a model was trained on, from a black and a white pixel."""
+    if not processor.do_center_crop or getattr(processor, "do_pad", None):
+        raise ModelError(
+            "expected do_center_crop and no do_pad in preprocessor_config.json, since a batch needs one size; "
+            "use the file that the model was saved with"
+        )
+    picture = Image.new("RGB", (2, 1))
+    picture.putpixel((1, 0), (255, 255, 255))
+    pixels = processor(images=[picture], return_tensors="pt", do_center_crop=False)["pixel_values"]
+    low, high = pixels.min().item(), pixels.max().item()
+    if (
+        not (pixels.is_floating_point() and -_LARGEST_INPUT <= low < high <= _LARGEST_INPUT)
+        or not pixels.isfinite().all()
+        or tuple(pixels.shape) != (1, 3, 1, 2)
+        or not (pixels[..., 0] != pixels[..., 1]).all()
+    ):
+        raise ModelError(
+            "expected preprocessor_config.json to rescale and normalise pixels, to about -2..3, got "
+            f"{low:.3g}..{high:.3g}, {pixels.dtype} {tuple(pixels.shape)}; use the file that the model was saved with"
+        )
+
+
+def _check_shards(folder: Path) -> None:
+    """Refuses an index of weights that names files outside the folder."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return
+    for file in json.loads(index.read_text("utf-8"))["weight_map"].values():
+        if Path(file).name != file:
+            raise ModelError(f"expected {index.name} to name files beside it, got {file!r:.200}; save the model again")
 
 
 def _device(given: str | torch.device | None) -> torch.device:

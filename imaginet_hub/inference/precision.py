@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imaginet_hub.errors import UsageError
@@ -10,7 +10,7 @@ from imaginet_hub.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CLOSE_CALL", "DTYPES", "automatic", "chosen", "close_calls", "out_of_memory"]
+__all__ = ["CLOSE_CALL", "DTYPES", "automatic", "chosen", "close_calls", "out_of_memory", "rounding_noise"]
 
 #: What may be asked for; "auto" is `automatic`'s choice.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -18,13 +18,14 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: CPU instructions that multiply bfloat16 matrices, as `torch.cpu.get_capabilities` names them.
 _CPU_BFLOAT16 = ("amx_bf16", "avx512_bf16")
 
-#: Difference of the two largest logits below which an answer of reduced precision is given again in float32; for two
-#: classes, a likelier one below 0.73. Twice the largest change of that difference from float32 to bfloat16 that was
-#: seen, 0.47, rounded up: 0.24 and 0.09 with the demo's detector and identifier on mini's test split (480 and 240
-#: images), 0.47 with twelve heads, two types of three weight decays, fitted to the features of a resnet50 with stem
-#: stride 1 and random weights (60 images each). No decision changed at a difference above 0.05. What it does not
-#: promise: a model whose logits are much larger changes them by more; `benchmarks/model.py --decisions` measures it.
-CLOSE_CALL = 1.0
+#: An answer of reduced precision is a close call, and given again in float32, where its two largest logits differ by
+#: less than this many times their `rounding_noise`. Rounding goes through the whole network, not once through its
+#: features: the largest change of the difference that was seen in bfloat16 was 22 times the noise with the demo's
+#: detector and 19 times with its identifier (mini's test split, 480 and 240 images), 2.7 times with a head fitted to
+#: a resnet50 of stem stride 1 and random weights, whose features hardly differ (60 photographs); rounded up to the
+#: next power of two. It is no proof for other models: `benchmarks/model.py --decisions` measures it.
+CLOSE_CALL = 32.0
+_DRAWS = 8
 
 
 def automatic(device_type: str, capabilities: Mapping[str, Any]) -> str:
@@ -68,21 +69,49 @@ def _capabilities(device: torch.device) -> Mapping[str, Any]:
     return torch.cpu.get_capabilities() if device.type == "cpu" else {}
 
 
-def close_calls(logits: torch.Tensor, margin: float = CLOSE_CALL) -> torch.Tensor:
-    """Which rows another rounding might have answered otherwise.
+def rounding_noise(head: Callable[[torch.Tensor], torch.Tensor], features: torch.Tensor, dtype: str) -> torch.Tensor:
+    """How far a row's answer moves when its features are rounded: what a head makes of a type's resolution.
+
+    A head that was trained on features which hardly differ from each other magnifies their rounding, and one with
+    large logits too; so a difference of logits means nothing without it.
 
     Args:
-        logits: (B, classes), of reduced precision.
-        margin: between the two largest logits, below which a row is a close call.
+        head: logits (B, classes) of features.
+        features: (B, C) float32.
+        dtype: what they were computed in, "bfloat16" or "float16".
 
     Returns:
-        (B,) bool. Logits that overflowed are close calls too.
+        (B,) the root mean square change of the difference of the two largest logits, in float32, when each feature
+        changes by half a unit in the type's last place, up or down at random; the draws are always the same.
     """
     import torch
 
-    top = logits.float().topk(min(2, logits.shape[1]), dim=1).values
-    distance = top[:, 0] - top[:, -1]
-    return ~(torch.isfinite(distance) & (distance >= margin))
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(2, (_DRAWS, features.shape[1]), generator=generator).to(features) * 2 - 1
+    places = head(features).topk(2, dim=1).indices
+    moved = [
+        _margin(head(features + features * (torch.finfo(getattr(torch, dtype)).eps / 2) * s), places) for s in signs
+    ]
+    return (torch.stack(moved) - _margin(head(features), places)).square().mean(dim=0).sqrt()
+
+
+def _margin(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    first, second = logits.gather(1, places).unbind(dim=1)
+    return first - second
+
+
+def close_calls(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Which rows another rounding might have answered otherwise.
+
+    Args:
+        logits: (B, classes), of reduced precision, with at least two classes.
+        noise: (B,) `rounding_noise`.
+
+    Returns:
+        (B,) bool. Logits or noise that overflowed are close calls too.
+    """
+    top = logits.topk(2, dim=1).values
+    return ~(top[:, 0] - top[:, 1] >= CLOSE_CALL * noise) | ~top.isfinite().all(dim=1) | ~noise.isfinite()
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -8,20 +8,18 @@ from transformers.configuration_utils import PreTrainedConfig
 __all__ = ["SelfConResNetConfig"]
 
 NUM_STAGES = 4
-#: More than any head has, and little enough that a mistyped or hostile configuration asks for no impossible memory.
-MAX_WIDTH = 2**16
-#: What describes exits and heads: who passes one of these while loading asks for such parts to be made where there
-#: are none.
-HEAD_FIELDS = {
-    "exit_stages",
-    "projection_dim",
-    "head_hidden_size",
-    "head_type",
-    "head_dropout",
-    "num_labels",
-    "id2label",
-    "label2id",
+#: More than any head has, and little enough that a mistyped or hostile configuration cannot ask for much memory: on
+#: the 4096 features that no ResNet of timm exceeds, each head has about 2**28 weights at most.
+MAX_WIDTH = 2**15
+MAX_LABELS = 2**12
+#: What describes each part that a folder may lack: who passes one of these while loading asks for it to be made.
+PART_FIELDS = {
+    "exits": {"exit_stages"},
+    "projector": {"projection_dim"},
+    "exit_projectors": {"exit_stages", "projection_dim"},
+    "classifier": {"head_hidden_size", "head_type", "head_dropout", "num_labels", "id2label", "label2id"},
 }
+HEAD_FIELDS = set().union(*PART_FIELDS.values())
 
 
 @strict
@@ -40,15 +38,15 @@ class SelfConResNetConfig(PreTrainedConfig):
             that they were trained in.
         exit_stages: stages, counted from 1, whose output also feeds an exit: a linear map from the stage's spatial
             mean to as many features as the last stage has. Strictly increasing, each in 1..4; () for none.
-        projection_dim: length of the projections that the contrastive loss compares, 1..65536.
-        head_hidden_size: width of the classification head's hidden layer, 1..65536.
+        projection_dim: length of the projections that the contrastive loss compares, 1..32768.
+        head_hidden_size: width of the classification head's hidden layer, 1..32768.
         head_type: "batchnorm_mlp" (BatchNorm, Linear, ReLU, Dropout, Linear; upstream's detection head) or
             "l2norm_mlp" (L2 normalisation, Linear, ReLU, Linear; upstream's identification head).
         head_dropout: probability of the dropout in a "batchnorm_mlp" head, in [0, 1); the other head has none.
         track: what the labels mean, as "detection" or "identification"; None where it was not said.
         trained_on: where the weights come from (dataset fingerprint, command, checkpoint's SHA-256 ...), as JSON.
         **kwargs: the common fields of transformers' configurations, `id2label` first of all: a name for each of the
-            class ids 0..n-1.
+            class ids 0..n-1, at most 4096; `label2id` is its inverse.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: a field has a wrong type or a value that cannot be used.
@@ -74,30 +72,46 @@ class SelfConResNetConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.exit_stages, list):
             self.exit_stages = tuple(self.exit_stages)
+        kwargs.pop("_asked", None)  # only `from_dict` may say so, no file
         labels = kwargs.get("num_labels")  # transformers would name each of them
-        if labels is not None and (not isinstance(labels, int) or not 0 <= labels <= MAX_WIDTH):
-            raise ValueError(f"expected num_labels to be an integer in 0..{MAX_WIDTH}, got {labels!r}")
+        if labels is not None and (not isinstance(labels, int) or not 0 <= labels <= MAX_LABELS):
+            raise ValueError(
+                f"expected num_labels to be an integer in 0..{MAX_LABELS}, since no head may take more than about "
+                f"1 GiB, got {labels!r}"
+            )
         if not isinstance(self.id2label, dict | None):
             raise ValueError(f"expected id2label to be names by class id, got {self.id2label!r}")
-        if self.id2label is not None and self.label2id is None:
+        if self.id2label is None and self.label2id:
+            self.id2label = {int(index): name for name, index in self.label2id.items()}
+        if self.id2label is not None:  # an older label2id may be left from other names
             self.label2id = {name: int(index) for index, name in self.id2label.items()}
         super().__post_init__(**kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; remembers whether a field of a head was among the arguments."""
-        loaded = super().from_dict(config_dict, **kwargs)
-        if HEAD_FIELDS & set(kwargs):
-            (loaded[0] if isinstance(loaded, tuple) else loaded)._asked = True
+        """As in transformers; remembers which fields of heads were among the arguments."""
+        asked = HEAD_FIELDS & set(kwargs)
+        # Not set afterwards, as transformers does, but checked and completed as those of a new configuration.
+        fields = {**config_dict, **{name: kwargs.pop(name) for name in asked}}
+        if "label2id" in asked and "id2label" not in asked:
+            fields["id2label"] = None
+        loaded = super().from_dict(fields, **kwargs)
+        if asked:
+            (loaded[0] if isinstance(loaded, tuple) else loaded)._asked = asked
         return loaded
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers."""
         return {name: value for name, value in super().to_dict().items() if name != "_asked"}
 
-    def forget_what_was_asked(self) -> bool:
-        """Whether a field of a head was passed while this was loaded; False from then on."""
-        return bool(vars(self).pop("_asked", False))
+    def forget_what_was_asked(self) -> set[str]:
+        """The fields of heads that were passed while this was loaded; none from then on."""
+        return vars(self).pop("_asked", set())
+
+    def differing_head_fields(self, other: "SelfConResNetConfig") -> set[str]:
+        """The fields of heads that two configurations do not share, however they are spelled."""
+        mine, others = (type(self).from_dict(config.to_dict()) for config in (self, other))
+        return {name for name in HEAD_FIELDS if getattr(mine, name) != getattr(others, name)}
 
     def validate_backbone(self) -> None:
         """A plain name of timm's registry: "hf-hub:..." and paths would make timm read a foreign configuration."""
@@ -120,13 +134,19 @@ class SelfConResNetConfig(PreTrainedConfig):
         for name in ("projection_dim", "head_hidden_size"):
             if not 1 <= getattr(self, name) <= MAX_WIDTH:
                 raise ValueError(
-                    f"expected {name} to be at least 1 and at most {MAX_WIDTH}, got {getattr(self, name)}"
+                    f"expected {name} to be at least 1 and at most {MAX_WIDTH}, since no head may take more than "
+                    f"about 1 GiB, got {getattr(self, name)}"
                 )
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"expected head_dropout to be in [0, 1), got {self.head_dropout}")
 
     def validate_labels(self) -> None:
         """Class ids are the positions of the logits."""
+        if self.id2label and len(self.id2label) > MAX_LABELS:
+            raise ValueError(
+                f"expected id2label to name at most {MAX_LABELS} classes, since no head may take more than about "
+                f"1 GiB, got {len(self.id2label)}"
+            )
         if self.id2label and sorted(map(int, self.id2label)) != list(range(len(self.id2label))):
             raise ValueError(f"expected id2label to name the classes 0..n-1, got {sorted(self.id2label)}")
 

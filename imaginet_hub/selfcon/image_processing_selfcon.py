@@ -185,6 +185,16 @@ def _in_range(pixels: torch.Tensor, do_rescale: bool) -> torch.Tensor:
     return pixels
 
 
+def _refuse_unscaled(pixels: torch.Tensor) -> None:
+    """Without `do_rescale`, only what is scaled already can be normalised."""
+    if not pixels.is_floating_point() or pixels.amax() > 1:
+        got = f"up to {pixels.amax().item():.6g}" if pixels.is_floating_point() else "whole numbers of 0..255"
+        raise ValueError(
+            f"expected floats of 0..1 to normalise with do_rescale=False, got {got}; leave do_rescale on, or pass "
+            "do_normalize=False too for pixels as they are"
+        )
+
+
 def _flat(images: Any) -> list[Any]:
     """Pictures and batches of them in any nesting, one after the other."""
     if isinstance(images, (str, os.PathLike, Image.Image)):
@@ -199,7 +209,7 @@ def _flat(images: Any) -> list[Any]:
         return [picture for item in images for picture in _flat(item)]
     hint = "; open the bytes of a file with PIL.Image.open(io.BytesIO(...))" if isinstance(images, bytes) else ""
     raise ValueError(
-        "expected PIL images, arrays, tensors or paths, one or a flat list of images, got "
+        "expected PIL images, arrays, tensors or paths, one of them or lists of any nesting, got "
         f"{type(images).__name__}{hint}"
     )
 
@@ -236,8 +246,8 @@ class SelfConImageProcessor(TorchvisionBackend):
 
     Raises:
         ValueError: an input that is not a picture or has no pixels, values that are not 0..255 or not finite, float
-            values that are already 0..1 while `do_rescale` is set, a mode or a crop_size that cannot be used,
-            pictures of several sizes for one tensor, or `do_resize`.
+            values that are already 0..1 while `do_rescale` is set, others while only `do_normalize` is, a mode or a
+            crop_size that cannot be used, pictures of several sizes for one tensor, or `do_resize`.
         FileNotFoundError, PIL.UnidentifiedImageError, OSError: a file that cannot be opened or decoded completely.
     """
 
@@ -283,6 +293,8 @@ class SelfConImageProcessor(TorchvisionBackend):
         elif isinstance(image, Image.Image):
             image, input_data_format = _from_pil(image, sides), ChannelDimension.LAST
         pixels = _from_array(image, sides, input_data_format, kwargs["do_rescale"])
+        if kwargs["do_normalize"] and not kwargs["do_rescale"]:
+            _refuse_unscaled(pixels)
         return (_continued(pixels, sides) if sides else pixels).contiguous().to(device)
 
     def _preprocess(  # type: ignore[override]

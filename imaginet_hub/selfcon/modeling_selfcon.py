@@ -9,18 +9,19 @@ contrastive stage and a two-layer classifier for the second stage. The convoluti
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_selfcon import NUM_STAGES, SelfConResNetConfig
+from .configuration_selfcon import NUM_STAGES, PART_FIELDS, SelfConResNetConfig
 
 __all__ = [
     "SelfConForPreTrainingOutput",
@@ -75,7 +76,7 @@ class SelfConImageClassifierOutput(ModelOutput):
 
     Attributes:
         loss: where labels were given, the mean cross-entropy, a scalar.
-        logits: (B, num_labels), before softmax.
+        logits: (B, num_labels), before softmax; a single one before the sigmoid.
         pooler_output: on request with the exits', the features that the head saw, not normalised, (B, C).
         exit_features: on request, for each exit the features of its sub-network, (B, C).
         hidden_states: on request, as in `SelfConModelOutput`.
@@ -206,32 +207,52 @@ class SelfConResNetPreTrainedModel(PreTrainedModel):
         """As in transformers, but from safetensors, and with no weights left random that nobody asked to be.
 
         Exits and heads that the folder lacks are made anew, with a warning, where one of the configuration's fields
-        for them is passed, as in `from_pretrained(stage1, num_labels=3)`, or a `config` that is not the folder's own.
+        for them is passed, as in `from_pretrained(stage1, num_labels=3)`, or a `config` with another value of one
+        than the folder's own.
 
         Raises:
             ValueError: weights are missing otherwise; or they were trained with another stem stride than the
                 configuration says, or do not say with which.
             OSError: no safetensors there.
         """
-        config = kwargs.get("config")
-        own_config = isinstance(config, PreTrainedConfig) and config.name_or_path != str(pretrained_model_name_or_path)
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("use_safetensors", True)
         kwargs["output_loading_info"] = True
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, info = loaded
-        asked = model.config.forget_what_was_asked() or own_config
+        asked = model.config.forget_what_was_asked()
+        if info["missing_keys"] and kwargs.get("config") is not None and pretrained_model_name_or_path is not None:
+            asked = asked | _differing_from_folder(model.config, pretrained_model_name_or_path, kwargs)
         _check_loaded(model, info, asked, str(pretrained_model_name_or_path))
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As in transformers; the folder also holds the code, and every auto class finds its model in it."""
-        # transformers adds the entries of this class and of its configuration only.
-        self.config.auto_map = {auto: f"{__name__.rpartition('.')[2]}.{kind.__name__}" for auto, kind in _AUTO.items()}
+        # transformers adds the entries of this class and of its configuration only, and none for those of __main__.
+        kinds: dict[str, type] = {"AutoConfig": SelfConResNetConfig, **_AUTO}
+        self.config.auto_map = {
+            auto: f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}" for auto, kind in kinds.items()
+        }
         super().save_pretrained(save_directory, *args, **kwargs)
+        # Somebody's subclass brings its own module at most, and those entries need ours.
+        if type(self).__module__ != __name__ and Path(save_directory).is_dir():
+            custom_object_save(SelfConResNetModel, save_directory)
 
 
-def _check_loaded(model: Any, info: dict[str, Any], asked: bool, source: str) -> None:
+def _differing_from_folder(config: SelfConResNetConfig, source: Any, kwargs: dict[str, Any]) -> set[str]:
+    """Which fields of heads differ from what the folder itself says; none where it says nothing."""
+    where = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+    try:
+        fields, _ = type(config).get_config_dict(source, **where)
+    except OSError:
+        return set()
+    return config.differing_head_fields(type(config).from_dict(fields))
+
+
+_HUB_ARGUMENTS = ("cache_dir", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def _check_loaded(model: Any, info: dict[str, Any], asked: set[str], source: str) -> None:
     """Refuses what transformers would have filled in by itself."""
     encoder = model.base_model
     absent = {*info["missing_keys"], *(mismatch[0] for mismatch in info["mismatched_keys"])}
@@ -242,12 +263,14 @@ def _check_loaded(model: Any, info: dict[str, Any], asked: bool, source: str) ->
         )
     if not encoder.stem_stride.is_meta:
         _check_stem_stride(encoder.stem_stride, encoder.config.stem_stride)
-    lost = sorted(name for name in info["missing_keys"] if not asked or "backbone." in name)
+    # By the part that a tensor is of; a backbone, which no field describes, is never asked for.
+    parts = {name: name.removeprefix("encoder.").partition(".")[0] for name in info["missing_keys"]}
+    lost = sorted(name for name, part in parts.items() if not asked & PART_FIELDS.get(part, set()))
     if lost:
         raise ValueError(
             f"the weights of {source} lack {len(lost)} tensors of a {type(model).__name__}, e.g. {lost[0]}, which "
             "would be random: load a folder that such a model was saved to, or, for new heads to train, pass what "
-            "describes them, such as num_labels, id2label or projection_dim"
+            "describes them: num_labels or id2label, projection_dim, exit_stages"
         )
 
 
@@ -322,7 +345,10 @@ class SelfConResNetModel(SelfConResNetPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         net = self.backbone
-        hidden = net.maxpool(net.act1(net.bn1(net.conv1(pixel_values.to(self.dtype)))))
+        # Not self.dtype: the copies that nn.DataParallel makes have weights, but list no parameters.
+        convolutions = (layer for layer in net.conv1.modules() if isinstance(layer, nn.Conv2d))
+        dtype = next((layer.weight.dtype for layer in convolutions), pixel_values.dtype)
+        hidden = net.maxpool(net.act1(net.bn1(net.conv1(pixel_values.to(dtype)))))
         # Kept only where asked for: at 256 pixels and stride 1 these maps are far larger than all that is returned.
         hidden_states: tuple[Tensor, ...] | None = (hidden,) if output_hidden_states else None
         exit_features: tuple[Tensor, ...] = ()
@@ -385,6 +411,27 @@ class SelfConResNetForPreTraining(SelfConResNetPreTrainedModel):
         )
 
 
+def _classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
+    """Mean cross-entropy in float32; that of a single logit z is the one of the two logits (0, z)."""
+    if problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"expected problem_type None or 'single_label_classification', got {problem_type!r}: compute that loss "
+            "from the logits yourself"
+        )
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:1]:
+        got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"expected labels to be int64 class ids of shape ({logits.shape[0]},), got {got}")
+    classes = 2 if logits.shape[1] == 1 else logits.shape[1]
+    # Elsewhere than on a CPU to look would be to wait.
+    if labels.device.type == "cpu" and len(labels) and not torch.compiler.is_compiling():
+        low, high = labels.min().item(), labels.max().item()
+        if low < 0 or high >= classes:
+            raise ValueError(f"expected labels to be class ids in 0..{classes - 1}, got {low}..{high}")
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits.float().squeeze(1), labels.float())
+    return F.cross_entropy(logits.float(), labels.long())
+
+
 class SelfConResNetForImageClassification(SelfConResNetPreTrainedModel):
     """The encoder with a two-layer classifier on its features: `num_labels` logits for an image of any size."""
 
@@ -409,10 +456,15 @@ class SelfConResNetForImageClassification(SelfConResNetPreTrainedModel):
 
         Args:
             pixel_values: (B, 3, H, W), normalised as `SelfConImageProcessor` does.
-            labels: class ids (B,), int64 in 0..num_labels - 1; asks for the loss, the mean cross-entropy.
+            labels: class ids (B,), int64 in 0..num_labels - 1; asks for the loss, the mean cross-entropy. For a
+                single logit 0 or 1, and the loss is the binary cross-entropy.
             output_hidden_states: also give the feature maps after the stem and after each stage.
             output_exit_features: also give the exits' features and the ones that the head saw.
             **kwargs: `return_dict`; others are ignored.
+
+        Raises:
+            ValueError: `pixel_values` as in `SelfConResNetModel`; labels of another shape or type or, on a CPU, out of
+                range; labels while the configuration's `problem_type` asks for another loss.
         """
         outputs = self.encoder(
             pixel_values,
@@ -422,7 +474,7 @@ class SelfConResNetForImageClassification(SelfConResNetPreTrainedModel):
         )
         logits = self.classifier(outputs.pooler_output)
         return SelfConImageClassifierOutput(
-            loss=None if labels is None else F.cross_entropy(logits.float(), labels),
+            loss=None if labels is None else _classification_loss(logits, labels, self.config.problem_type),
             logits=logits,
             pooler_output=outputs.pooler_output if output_exit_features else None,
             exit_features=outputs.exit_features,

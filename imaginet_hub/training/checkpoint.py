@@ -21,7 +21,8 @@ import subprocess
 import sys
 import zipfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from imaginet_hub.errors import DataNotFoundError, ModelError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MAX_FILE_BYTES", "Checkpoint", "read_checkpoint"]
+__all__ = ["MAX_FILE_BYTES", "Checkpoint", "look_at", "read_checkpoint"]
 
 #: Upstream's released file has about 160 MB, one of its first stage with all its state about 400.
 MAX_FILE_BYTES = 4 * 1024**3
@@ -108,23 +109,12 @@ def read_checkpoint(file: str | os.PathLike[str], weights: Path) -> Checkpoint:
         ModelError: not a checkpoint, damaged, in need of code to be read, or larger than it looks.
         OSError: `weights` cannot be written.
     """
-    name = one_line(Path(file).name)
-    try:
-        file = Path(file).expanduser()
-        before = file.stat()
-        if not stat.S_ISREG(before.st_mode):
-            got = "a folder" if stat.S_ISDIR(before.st_mode) else "no file but a device or a pipe"
-            raise ModelError(f"{one_line(str(file))}: expected a .pt or .pth file, got {got}")
-        _check_kind(file, before.st_size)
+    with _readable(file):
+        file, before = look_at(file)
         sha256 = _sha256(file, before.st_size)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataNotFoundError(f"no checkpoint at {one_line(str(file))}: expected a .pt or .pth file") from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user that there is not
-        got = one_line(getattr(error, "strerror", None) or str(error))
-        raise ModelError(f"{name}: expected a file that can be read, got: {got}; see to that, or copy it") from error
     found = _in_child(file, weights, before)
     return Checkpoint(
-        name=name,
+        name=one_line(file.name),
         sha256=sha256,
         size=before.st_size,
         weights=weights,
@@ -133,6 +123,36 @@ def read_checkpoint(file: str | os.PathLike[str], weights: Path) -> Checkpoint:
         epoch=found["epoch"],
         dtypes=tuple(found["dtypes"]),
     )
+
+
+def look_at(file: str | os.PathLike[str]) -> tuple[Path, os.stat_result]:
+    """What can be told of a checkpoint without torch: that it is a file, of a size and beginning that may be one.
+
+    Raises:
+        DataNotFoundError, ModelError: see `read_checkpoint`.
+    """
+    with _readable(file):
+        file = Path(file).expanduser()
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):
+            got = "a folder" if stat.S_ISDIR(found.st_mode) else "no file but a device or a pipe"
+            raise ModelError(f"{one_line(str(file))}: expected a .pt or .pth file, got {got}")
+        _check_kind(file, found.st_size)
+        return file, found
+
+
+@contextmanager
+def _readable(file: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        shown = one_line(os.fspath(file))
+        raise DataNotFoundError(f"no checkpoint at {shown}: expected a .pt or .pth file") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user that there is not
+        got = one_line(getattr(error, "strerror", None) or str(error))
+        raise ModelError(
+            f"{one_line(Path(file).name)}: expected a file that can be read, got: {got}; see to that, or copy it"
+        ) from error
 
 
 def _check_kind(file: Path, size: int) -> None:

@@ -252,10 +252,17 @@ def _recognised(classifier: Shapes) -> Head:
     for head in HEADS:
         if dict(classifier) == dict(head.shapes):
             return head
-    got = ", ".join(f"{one_line(key)} {list(shape)}" for key, shape in list(classifier.items())[:6])
-    more = f" and {len(classifier) - 6:,} more" if len(classifier) > 6 else ""
-    known = "; ".join(head.name for head in HEADS if head.track)
-    raise ModelError(f"expected in `classifier` one of upstream's heads ({known}), got {got or 'nothing'}{more}")
+    nearest = max(HEADS, key=lambda head: len(head.shapes.items() & classifier.items()))
+    faults = [f"no {key}" for key in nearest.shapes if key not in classifier]
+    for key, shape in classifier.items():
+        expected = nearest.shapes.get(key)
+        if expected != shape:
+            faults.append(f"{one_line(key)} {list(shape)}" + (f" instead of {list(expected)}" if expected else ""))
+    more = f" and {len(faults) - 6:,} more" if len(faults) > 6 else ""
+    raise ModelError(
+        f"expected in `classifier` one of upstream's heads, got none of them; the nearest is the {nearest.name}, from "
+        f"which it differs in: {', '.join(faults[:6])}{more}. Other heads cannot be converted"
+    )
 
 
 def upstream_name(ours: str) -> str:

@@ -225,15 +225,16 @@ def build_classifier(
 
     Raises:
         DataNotFoundError: no such folder.
-        ModelError: not a model of this family; values that the configuration refuses.
+        ModelError: not a model of this family, or one without the exits that it names; values that the configuration
+            refuses.
     """
     source: SelfConResNetModel
     if isinstance(encoder, SelfConResNetPreTrainedModel):
         source = encoder.base_model  # type: ignore[assignment]
     else:
-        config = load_config(str(encoder))
+        load_config(str(encoder))
         with config_errors():
-            source = SelfConResNetModel.from_pretrained(str(encoder), config=config)
+            source = SelfConResNetModel.from_pretrained(str(encoder))
     architecture = {name: getattr(source.config, name) for name in ARCHITECTURE}
     with config_errors():
         config = SelfConResNetConfig(**architecture, trained_on=source.config.trained_on, **fields)

@@ -117,7 +117,7 @@ def imaginet_loss(
         temperature: what similarities are divided by, > 0.
         weights: one for each column, >= 0; by default each counts 1.
         row_masks: (batch, columns) booleans, which rows a column's term sees. By default all rows for column 0, the
-            synthetic ones (those with a 1 in column 0) for the others.
+            synthetic ones (those with a 1 in column 0) for the others; column 0 is then checked on the CPU.
 
     Returns:
         The loss, a scalar >= 0 of float32 (float64 for float64 projections).
@@ -127,12 +127,16 @@ def imaginet_loss(
     """
     _check(projections, temperature)
     if weights is None:
-        weights = (1.0,) * (labels.shape[1] if labels.ndim == 2 else 1)
+        weights = (1.0,) * (labels.shape[1] if isinstance(labels, Tensor) and labels.ndim == 2 else 1)
+    _check_weights(weights)
     shape = (projections.shape[0], len(weights))
     labels = _integers(labels, shape, projections.device)
-    if not weights or not all(0 <= weight < math.inf for weight in weights):
-        raise UsageError(f"expected at least one label column, and a weight >= 0 for each, got {tuple(weights)}")
     if row_masks is None:
+        if labels.device.type == "cpu" and ((labels[:, 0] < 0) | (labels[:, 0] > 1)).any():
+            raise UsageError(
+                "expected column 0 of labels to be the origin, 0 for real and 1 for synthetic, got "
+                f"{labels[:, 0].min()}..{labels[:, 0].max()}; pass row_masks where columns mean something else"
+            )
         row_masks = (labels[:, :1] == 1).repeat(1, shape[1])
         row_masks[:, 0] = True
     elif row_masks.shape != shape or row_masks.dtype != torch.bool or row_masks.device != labels.device:
@@ -227,12 +231,23 @@ def _check(projections: Tensor, temperature: float) -> None:
             "expected floating-point projections of shape (batch, views, dim), "
             f"got {projections.dtype} of {tuple(projections.shape)}"
         )
+    _check_temperature(temperature)
+
+
+def _check_temperature(temperature: float) -> None:
     if not 0 < temperature < math.inf:
         raise UsageError(f"expected a temperature > 0, got {temperature}")
 
 
+def _check_weights(weights: Sequence[float]) -> None:
+    if not weights or not all(0 <= weight < math.inf for weight in weights):
+        raise UsageError(f"expected at least one label column, and a weight >= 0 for each, got {tuple(weights)}")
+
+
 def _integers(labels: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Labels as int64, whatever integers they are; few types can do all that is done with them."""
+    if not isinstance(labels, Tensor):
+        raise UsageError(f"expected labels as a tensor of integers of shape {shape}, got a {type(labels).__name__}")
     if labels.shape != shape or labels.is_floating_point() or labels.is_complex():
         raise UsageError(
             f"expected integer labels of shape {shape}, a row for each image and, where there are several, a column "
@@ -244,7 +259,7 @@ def _integers(labels: Tensor, shape: tuple[int, ...], device: torch.device) -> T
 
 
 class SelfConLoss(nn.Module):
-    """`selfcon_loss` as a module: SelfCon's loss (Bae et al. 2023, section 3).
+    """`selfcon_loss` as a module: SelfCon's loss (Bae et al. 2023, arXiv 2106.15499, section 3).
 
     The views of an image are the projections of the backbone and of its exits:
 
@@ -267,6 +282,7 @@ class SelfConLoss(nn.Module):
 
     def __init__(self, temperature: float = TEMPERATURE) -> None:
         super().__init__()
+        _check_temperature(temperature)
         self.temperature = temperature
 
     def forward(self, projections: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -282,7 +298,8 @@ class SelfConLoss(nn.Module):
 
 
 class SupConLoss(SelfConLoss):
-    """`supcon_loss` as a module: the supervised contrastive loss (Khosla et al. 2020, equation 2).
+    """`supcon_loss` as a module: the supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362,
+    equation 2).
 
     The views of an image are the backbone's projections of its augmentations:
 
@@ -330,6 +347,8 @@ class ImagiNetLoss(SelfConLoss):
 
     def __init__(self, temperature: float = TEMPERATURE, weights: Sequence[float] | None = None) -> None:
         super().__init__(temperature)
+        if weights is not None:
+            _check_weights(weights)
         self.weights = None if weights is None else tuple(weights)
 
     def forward(self, projections: Tensor, labels: Tensor, row_masks: Tensor | None = None) -> Tensor:  # type: ignore[override]

@@ -25,13 +25,14 @@ from typing import Any, NoReturn
 import datasets
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler, default_collate
 from transformers import HfArgumentParser, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from imaginet_hub.errors import DataNotFoundError, ModelError, UsageError
+from imaginet_hub.errors import DataNotFoundError, ImagiNetError, ModelError, UsageError
 from imaginet_hub.labels import Origin
 from imaginet_hub.selfcon import (
     SelfConImageProcessor,
@@ -375,15 +376,25 @@ def build_model(arguments: SelfConModelArguments) -> SelfConResNetForPreTraining
 
 @contextmanager
 def config_errors() -> Iterator[None]:
-    """What a configuration, the network made of it or its weights refuse, as a ModelError."""
+    """What a configuration, the network made of it or its weights refuse, or stumble over, as a ModelError."""
     try:
         yield
+    except ImagiNetError:
+        raise
     except StrictDataclassError as error:
-        raise ModelError(str(error.__cause__ or error)) from error
+        raise ModelError(_one_line(error.__cause__ or error)) from error
     except (OSError, ValueError) as error:
-        raise ModelError(str(error)) from error
+        raise ModelError(_one_line(error)) from error
+    except _STUMBLES as error:
+        raise ModelError(f"expected a usable model, got {type(error).__name__}: {_one_line(error)}") from error
 
 
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+#: What transformers, torch and timm raise on files that they did not expect.
+_STUMBLES = (SafetensorError, TypeError, AttributeError, LookupError, ImportError, RuntimeError)
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
@@ -395,8 +406,13 @@ def _from_family(source: str, asked: Mapping[str, Any]) -> SelfConResNetForPreTr
                 f"expected --{name} {getattr(config, name)}, which the model of --init has, or no --{name} at all; "
                 f"got {value}"
             )
+    # A classifier has no projection heads, so that new ones are what is wanted; elsewhere they would be lost ones.
+    wanted = config.track is not None or "projection_dim" in asked
+    new = {"projection_dim": config.projection_dim} if wanted else {}
     with config_errors():
-        return SelfConResNetForPreTraining.from_pretrained(source, config=config)
+        model = SelfConResNetForPreTraining.from_pretrained(source, **new)
+    model.config.track = None
+    return model
 
 
 def load_config(source: str) -> SelfConResNetConfig:
@@ -409,14 +425,15 @@ def load_config(source: str) -> SelfConResNetConfig:
     if not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise DataNotFoundError(f"no model at {source!r}: expected a folder with config.json or a Hub id OWNER/NAME")
     try:
-        fields, _ = SelfConResNetConfig.get_config_dict(source)
-    except (OSError, ValueError) as error:
+        with config_errors():
+            fields, _ = SelfConResNetConfig.get_config_dict(source)
+    except ModelError as error:
         raise ModelError(f"expected a model of this family at {source!r}, got none: {error}") from error
-    if fields.get("model_type") != SelfConResNetConfig.model_type:
-        raise ModelError(
-            f"expected a model of type {SelfConResNetConfig.model_type} at {source!r}, got {fields.get('model_type')}"
-        )
-    return SelfConResNetConfig.from_dict(fields)
+    kind = fields.get("model_type") if isinstance(fields, dict) else f"a {type(fields).__name__} as config.json"
+    if kind != SelfConResNetConfig.model_type:
+        raise ModelError(f"expected a model of type {SelfConResNetConfig.model_type} at {source!r}, got {kind}")
+    with config_errors():
+        return SelfConResNetConfig.from_dict(fields)
 
 
 def _timm_weights(backbone: str, tag: str) -> Mapping[str, Tensor]:
@@ -436,7 +453,6 @@ def _timm_weights(backbone: str, tag: str) -> Mapping[str, Tensor]:
 
 
 def _file_weights(file: Path) -> Mapping[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if file.suffix in _PICKLES:
@@ -486,7 +502,8 @@ def train(
         rows_train: real and synthetic rows with the columns image, label (0 real, 1 synthetic) and generator_family.
         model_args: the network and what it starts from.
         training_args: how to train, and `output_dir`. `resume_from_checkpoint` may be a checkpoint folder or "last".
-        dataset_record: what the images are, as JSON; kept in the configuration and in training.json.
+        dataset_record: what the images are, as JSON; kept in the configuration, beside the record of the model that
+            the weights start from ("init"), and in training.json.
         callbacks: further `TrainerCallback`s.
 
     Returns:
@@ -503,7 +520,8 @@ def train(
     _check_batch(len(rows_train), training_args)
     set_seed(training_args.seed)
     model = build_model(model_args)
-    model.config.trained_on = dict(dataset_record)
+    earlier = model.config.trained_on
+    model.config.trained_on = {**dataset_record, **({"init": earlier} if earlier else {})}
     seed = data_seed(training_args)
     augmentation = TrainAugmentation(
         training_args.crop_size,

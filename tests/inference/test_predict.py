@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copyfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from imaginet_hub.cards import dataset_card
 from imaginet_hub.cli import main
 from imaginet_hub.data.images import open_image
 from imaginet_hub.data.loading import load_rows
+from imaginet_hub.data.repository import build_repository
 from imaginet_hub.errors import DataNotFoundError, ModelError, UsageError
 from imaginet_hub.inference.detector import Detector
 from imaginet_hub.inference.predict import expand_paths, predict_paths
@@ -25,7 +30,7 @@ from imaginet_hub.selfcon import (
     SelfConResNetForPreTraining,
     save_publishable,
 )
-from tests.conftest import image_bytes
+from tests.conftest import image_bytes, table_rows, write_root
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +108,7 @@ def test_probabilities(models: dict[str, Path]) -> None:
 
 
 def test_wrong_models(models: dict[str, Path], tmp_path: Path, pictures: Path) -> None:
-    with pytest.raises(ModelError, match="no model at"):
+    with pytest.raises(ModelError, match="typo: no model at"):
         Detector.from_pretrained(tmp_path / "typo")
     with pytest.raises(ModelError, match="stage-1 encoder"):
         Detector.from_pretrained(models["encoder"])
@@ -116,9 +121,9 @@ def test_wrong_models(models: dict[str, Path], tmp_path: Path, pictures: Path) -
         Detector.from_pretrained(tmp_path / "other")
     (tmp_path / "other" / "config.json").write_bytes((models["detection"] / "config.json").read_bytes())
     (tmp_path / "other" / "model.safetensors").write_bytes(b"\x10" * 100)
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        Detector.from_pretrained(tmp_path / "other")
     copyfile(models["detection"] / "preprocessor_config.json", tmp_path / "other" / "preprocessor_config.json")
+    with pytest.raises(ModelError, match=r"model\.safetensors cannot be loaded"):
+        Detector.from_pretrained(tmp_path / "other")
     weights = load_file(models["detection"] / "model.safetensors")
     del weights[next(key for key in weights if key.startswith("classifier"))]
     save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
@@ -152,3 +157,229 @@ def test_devices_and_odd_names(models: dict[str, Path], tmp_path: Path, capsys: 
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 1 and "two\\nlines.png" in captured.out
     assert "gone.png: expected an image file, found none" in captured.err
+
+
+CONFIG, PROCESSOR, WEIGHTS, INDEX = (
+    "config.json",
+    "preprocessor_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+)
+
+
+def copied(model: Path, folder: Path) -> Path:
+    """A copy whose JSON files may be written to; the weights are a link, to be replaced."""
+    folder.mkdir()
+    for name in (CONFIG, PROCESSOR):
+        copyfile(model / name, folder / name)
+    (folder / WEIGHTS).symlink_to(model / WEIGHTS)
+    return folder
+
+
+def refused(model: Path, picture: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """The one line that `imaginet predict` gives for such a model."""
+    assert main(["predict", str(model), str(picture), "--device", "cpu", "--quiet", *options]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith(f"imaginet predict: {model}: ")
+    assert captured.err.count("\n") == 1 and 60 < len(captured.err) < 900
+    return captured.err
+
+
+@pytest.fixture
+def no_sockets(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was asked of the network, which answers nothing."""
+    asked: list[Any] = []
+
+    def ask(*given: Any, **options: Any) -> Any:
+        asked.append(given)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket.socket, "connect", ask)
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        (CONFIG, {"head_type": "linear"}, "'batchnorm_mlp'"),
+        (CONFIG, {"stem_stride": 4}, "'stem_stride' expected one of"),
+        (CONFIG, {"backbone": "hf-hub:x/y"}, "plain name of a timm ResNet"),
+        (CONFIG, {"backbone": "resnet99"}, "resnet99"),
+        (CONFIG, {"backbone": "vit_tiny_patch16_224"}, "class ResNet"),
+        (CONFIG, {"backbone": 5}, "'backbone' expected str"),
+        (CONFIG, {"trained_on": "x"}, "'trained_on'"),
+        (CONFIG, {"track": "foo"}, "expected track to be detection or identification, got 'foo'"),
+        (CONFIG, {"track": 5}, "'track'"),
+        (CONFIG, {"dtype": "foo"}, "no attribute 'foo'"),
+        (CONFIG, {"dtype": 5}, "cannot be loaded"),
+        (CONFIG, {"dtype": "int8"}, "torch.int8"),
+        (CONFIG, {"auto_map": 5}, "got auto_map 5"),
+        (CONFIG, {"quantization_config": {"quant_method": "bitsandbytes"}}, "got quantization_config"),
+        (CONFIG, {"quantization_config": 5}, "got quantization_config 5"),
+        (CONFIG, {"_attn_implementation": "a/b"}, "got _attn_implementation 'a/b'"),
+        (CONFIG, {"attn_implementation": "a/b"}, "got attn_implementation 'a/b'"),
+        (CONFIG, {"transformers_weights": "../x.safetensors"}, "got transformers_weights"),
+        (CONFIG, {"configuration_files": 5}, "cannot be loaded"),
+        (CONFIG, {"to_dict": 5}, "cannot be loaded"),
+        (CONFIG, {"id2label": {}}, "expected id2label to give real and synthetic"),
+        (CONFIG, {"id2label": {"0": "real"}}, "expected id2label to give real and synthetic"),
+        (CONFIG, {"id2label": {"0": "real", "1": "fake"}}, "'fake'"),
+        (CONFIG, {"id2label": {"0": "GAN"}, "track": "identification"}, "two or more different"),
+        (CONFIG, {"id2label": {"0": "GAN", "1": "a\nb"}, "track": "identification"}, r"'a\nb'"),
+        (CONFIG, {"id2label": {"a": "b"}}, "'a'"),
+        (CONFIG, {"model_type": 5}, "expected a selfcon_resnet model, found 5"),
+        (CONFIG, {"head_hidden_size": 999}, "3 of other names or shapes, e.g. classifier.1.bias"),
+        (CONFIG, {"exit_stages": []}, "2 of other names or shapes, e.g. encoder.exits"),
+        (CONFIG, None, "cannot be loaded"),
+        (CONFIG, [], "expected a selfcon_resnet model, found []"),
+        (CONFIG, "x", "expected a selfcon_resnet model, found 'x'"),
+        (CONFIG, b"\xff", "not a valid JSON file"),
+        (PROCESSOR, {"image_std": [0, 0, 0]}, "to about -2..3, got -inf..inf"),
+        (PROCESSOR, {"image_mean": [float("nan")] * 3}, "to about -2..3, got nan"),
+        (PROCESSOR, {"image_mean": "x"}, "cannot be loaded"),
+        (PROCESSOR, {"image_mean": [0, 0]}, "cannot be loaded"),
+        (PROCESSOR, {"rescale_factor": "x"}, "cannot be loaded"),
+        (PROCESSOR, {"rescale_factor": 0}, "cannot be loaded"),
+        (PROCESSOR, {"rescale_factor": 1.0}, "to about -2..3, got -2.12..1.14e+03"),
+        (PROCESSOR, {"do_rescale": False, "do_normalize": False}, "to about -2..3, got 0..255, torch.uint8"),
+        (PROCESSOR, {"do_rescale": False}, "rescale"),
+        (PROCESSOR, {"do_center_crop": False}, "expected do_center_crop"),
+        (PROCESSOR, {"do_pad": True, "pad_size": 10**9}, "no do_pad"),
+        (PROCESSOR, {"do_resize": True}, "does not resize"),
+        (PROCESSOR, {"crop_size": 10**9}, "268,435,456 pixels"),
+        (PROCESSOR, {"crop_size": 1e9}, "1000000000.0"),
+        (PROCESSOR, {"device": "meta"}, "cannot be loaded"),
+        (PROCESSOR, {"device": "cuda:7"}, "cannot be loaded"),
+        (PROCESSOR, {"_preprocess": 5}, "cannot be loaded"),
+        (PROCESSOR, [], "cannot be loaded"),
+        (PROCESSOR, b"{", "not a valid JSON file"),
+        (PROCESSOR, None, "cannot be loaded"),
+    ],
+)
+def test_broken_settings_are_one_line(
+    models: dict[str, Path],
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    no_sockets: list[Any],
+    file: str,
+    change: Any,
+    words: str,
+) -> None:
+    folder = copied(models["detection"], tmp_path / "model")
+    if isinstance(change, dict):
+        change = json.loads((folder / file).read_text()) | change
+    (folder / file).write_bytes(change if isinstance(change, bytes) else json.dumps(change).encode())
+    assert words in refused(folder, pictures / "a.png", capsys)
+    assert no_sockets == []
+
+
+def sharded(to: Any) -> Callable[[Path], object]:
+    """An index that sends every tensor to a file; beside the folder, `elsewhere.safetensors` is there."""
+
+    def change(folder: Path) -> None:
+        weights = (folder / WEIGHTS).rename(folder.parent / "elsewhere.safetensors")
+        names = load_file(weights)
+        where = str(weights) if to == "absolute" else to
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, where)}
+        (folder / INDEX).write_text(json.dumps(index if to else []))
+
+    return change
+
+
+def reweighed(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    def rewrite(folder: Path) -> None:
+        weights = load_file(folder / WEIGHTS)
+        change(weights)
+        (folder / WEIGHTS).unlink()
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+    return rewrite
+
+
+def cut(folder: Path) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).write_bytes(content[:-100])
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: (folder / PROCESSOR).unlink(), "preprocessor_config.json"),
+        (lambda folder: (folder / WEIGHTS).unlink(), "no file named model.safetensors"),
+        (pickled, "no file named model.safetensors"),
+        (cut, "file not fully covered"),
+        (sharded("../elsewhere.safetensors"), "to name files beside it, got '../elsewhere.safetensors'"),
+        (sharded("absolute"), "to name files beside it, got '/"),
+        (sharded("absent.safetensors"), "absent.safetensors"),
+        (sharded(5), "cannot be loaded"),
+        (sharded(None), "cannot be loaded"),
+        (reweighed(lambda weights: weights.pop("classifier.4.bias")), "lack 1 tensors"),
+        (
+            reweighed(lambda weights: weights.update({"a\nb": torch.zeros(1)})),
+            r"1 of other names or shapes, e.g. a\nb;",
+        ),
+        (reweighed(lambda weights: weights["classifier.4.bias"].fill_(torch.nan)), "got NaN for 1 of 1 images"),
+        (reweighed(lambda weights: weights["encoder.backbone.bn1.weight"].fill_(torch.inf)), "got NaN for 1 of 1"),
+    ],
+)
+def test_broken_files_are_one_line(
+    models: dict[str, Path],
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    no_sockets: list[Any],
+    change: Callable[[Path], object],
+    words: str,
+) -> None:
+    folder = copied(models["detection"], tmp_path / "model")
+    change(folder)
+    assert words in refused(folder, pictures / "a.png", capsys, "--json", "--dtype", "bfloat16")
+    assert no_sockets == []
+
+
+def test_a_crop_that_the_network_cannot_take(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = SelfConResNetConfig(
+        backbone="resnetaa34d", stem_stride=2, track="detection", id2label={0: "real", 1: "synthetic"}
+    )
+    model = SelfConResNetForImageClassification(config)
+    folder = save_publishable(model, SelfConImageProcessor(crop_size=16), tmp_path / "model")
+    assert "crop_size of at least 32 pixels for resnetaa34d" in refused(folder, pictures / "a.png", capsys)
+
+
+def test_no_code_of_a_folder_is_run(models: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
+    folder = copied(models["detection"], tmp_path / "model")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'was here')!r}, 'w')\nclass Evil: pass\n")
+    for file in (CONFIG, PROCESSOR):
+        autos = ("AutoConfig", "AutoModelForImageClassification", "AutoImageProcessor")
+        settings = json.loads((folder / file).read_text()) | {"auto_map": dict.fromkeys(autos, "evil.Evil")}
+        (folder / file).write_text(json.dumps(settings))
+    assert main(["predict", str(folder), str(pictures / "a.png"), "--device", "cpu"]) == 0
+    assert not (tmp_path / "was here").exists()
+
+
+def test_evaluate_with_a_broken_folder(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = tmp_path / "dataset"
+    build_repository(write_root(tmp_path / "root", table_rows()), dataset, render_card=dataset_card)
+    folder = copied(models["detection"], tmp_path / "model")
+    reweighed(lambda weights: weights["classifier.4.bias"].fill_(torch.nan))(folder)
+    command = ["evaluate", str(folder), str(dataset), "--device", "cpu", "--quiet", "--out", str(tmp_path / "a.json")]
+    for words in ("got NaN for 5 of 5 images", "'head_type'"):
+        capsys.readouterr()
+        assert main(command) == 1
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1 and words in captured.err
+        settings = json.loads((folder / CONFIG).read_text()) | {"head_type": "linear"}
+        (folder / CONFIG).write_text(json.dumps(settings))
+    assert not (tmp_path / "a.json").exists()

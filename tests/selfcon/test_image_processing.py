@@ -139,10 +139,11 @@ def test_every_way_in_gives_the_same_bytes(size: tuple[int, int], flags: tuple[b
         plain = (plain.float() - mean) / std
     elif flags[0]:
         plain = plain * (1 / 255)
-    elif flags[1]:
-        mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (processor.image_mean, processor.image_std))
-        plain = (plain.float() - mean) / std
     for name, way in WAYS.items():
+        if flags == (False, True):
+            with pytest.raises(ValueError, match=r"floats of 0\.\.1 to normalise"):
+                processor(way(array, tmp_path), return_tensors="pt")
+            continue
         got = processor(way(array, tmp_path), return_tensors="pt").pixel_values
         assert got.shape == (1, 3, 16, 24) and got.is_contiguous(), name
         assert torch.equal(got[0], plain.to(got.dtype)), name
@@ -427,6 +428,13 @@ def test_floats() -> None:
     with pytest.raises(ValueError, match="do_rescale=False"):
         processor((array / 255).astype(np.float32))
     processor(np.zeros((20, 24, 3), np.float32))  # black is black on either scale
+    for unscaled, word in (
+        (array.astype(np.float32), "up to 255"),
+        (array, "whole numbers"),
+        ([array / 255, array], ""),
+    ):
+        with pytest.raises(ValueError, match=rf"with do_rescale=False, got {word}"):
+            processor(unscaled, do_rescale=False)
 
 
 def filled(value: float, dtype: Any) -> np.ndarray:
@@ -436,7 +444,7 @@ def filled(value: float, dtype: Any) -> np.ndarray:
 @pytest.mark.parametrize(
     ("picture", "word"),
     [
-        (3, "flat list of images, got int"),
+        (3, "lists of any nesting, got int"),
         (None, "got NoneType"),
         (b"\x89PNG", r"got bytes; .*BytesIO"),
         ({"image": None}, "got dict"),

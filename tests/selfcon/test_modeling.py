@@ -422,9 +422,48 @@ class TestMissingWeights:
         assert "_asked" not in json.loads((tmp_path / "again" / "config.json").read_text())
         AutoModelForImageClassification.from_pretrained(tmp_path / "again")
 
-    def test_a_configuration_of_ones_own_asks(self, pretraining_folder: Path) -> None:
-        model = SelfConResNetForImageClassification.from_pretrained(pretraining_folder, config=tiny())
-        assert model.classifier[-1].out_features == 2
+    def test_a_configuration_that_differs_in_a_head_asks(self, pretraining_folder: Path) -> None:
+        changed = AutoConfig.from_pretrained(pretraining_folder)
+        changed.num_labels = 3
+        for kind in (AutoModelForImageClassification, SelfConResNetForImageClassification):
+            for config in (changed, tiny(id2label={0: "a", 1: "b", 2: "c"})):
+                model = kind.from_pretrained(pretraining_folder, config=config)
+                assert model.classifier[-1].out_features == 3
+        asked = AutoConfig.from_pretrained(pretraining_folder, num_labels=2)
+        SelfConResNetForImageClassification.from_pretrained(pretraining_folder, config=asked)
+
+    def test_a_configuration_that_does_not_differ_asks_for_nothing(
+        self, pretraining_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(pretraining_folder.parent)
+        name = pretraining_folder.name
+        for spelled in (f"{name}/", f"./{name}", name, str(pretraining_folder)):
+            config = AutoConfig.from_pretrained(spelled)
+            config.exit_stages = list(config.exit_stages)
+            for given in (config, tiny(), tiny(stem_stride=2, track=None), spelled):
+                with pytest.raises(ValueError, match=r"would be random"):
+                    SelfConResNetForImageClassification.from_pretrained(name, config=given)
+            with pytest.raises(ValueError, match=r"would be random"):
+                AutoModelForImageClassification.from_pretrained(name, config=config)
+
+    def test_a_file_cannot_ask(self, pretraining_folder: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(pretraining_folder, tmp_path / "asking")
+        fields = json.loads((folder / "config.json").read_text())
+        for asked in (True, ["num_labels"]):
+            (folder / "config.json").write_text(json.dumps(fields | {"_asked": asked}))
+            with pytest.raises(ValueError, match="would be random"):
+                AutoModelForImageClassification.from_pretrained(folder)
+
+    def test_who_asks_for_one_part_does_not_get_another(self, pretraining_folder: Path, tmp_path: Path) -> None:
+        folder = with_weights(pretraining_folder, tmp_path, lambda w: w.pop("encoder.exits.stage1.weight"))
+        for kind, asked in (
+            (AutoModelForImageClassification, {"num_labels": 2}),
+            (AutoModelForPreTraining, {"projection_dim": 8}),
+            (AutoModel, {"head_hidden_size": 9}),
+        ):
+            with pytest.raises(ValueError, match=r"lack 1 tensors .* e\.g\. (encoder\.)?exits\.stage1\.weight"):
+                kind.from_pretrained(folder, **asked)
+        AutoModelForPreTraining.from_pretrained(folder, exit_stages=(1, 3))
 
     def test_a_backbone_is_never_random(self, classifier_folder: Path, tmp_path: Path) -> None:
         folder = with_weights(classifier_folder, tmp_path, lambda w: w.pop("encoder.backbone.layer3.0.conv1.weight"))
@@ -652,3 +691,67 @@ def test_learns(images: Tensor) -> None:
     assert losses[-1] < 0.2 * losses[0]
     assert isinstance(model.classifier[0], nn.BatchNorm1d)
     assert np.isfinite(losses).all()
+
+
+def test_new_names_of_labels_are_saved_whole(classifier_folder: Path, tmp_path: Path) -> None:
+    model = SelfConResNetForImageClassification.from_pretrained(
+        classifier_folder, id2label={"0": "a", "1": "b", "2": "c"}, ignore_mismatched_sizes=True
+    )
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["label2id"] == {"a": 0, "b": 1, "c": 2}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backbone", ["resnet10t", "resnet18"])
+def test_replicas_of_data_parallel_work(
+    backbone: str, dtype: torch.dtype, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As nn.DataParallel makes them, but without a second device to copy the tensors to.
+    def copies(tensors: Any, devices: list[int], detach: bool = False) -> list[list[Tensor]]:
+        return [[tensor.clone() for tensor in tensors] for _ in devices]
+
+    monkeypatch.setitem(nn.parallel.replicate.__globals__, "_broadcast_coalesced_reshape", copies)
+    model = SelfConResNetForImageClassification(tiny(backbone=backbone)).eval().to(dtype)
+    for replica in nn.parallel.replicate(model, [0, 1]):
+        assert not list(replica.parameters())
+        assert torch.equal(replica(images).logits, model(images).logits)
+
+
+class TestLoss:
+    def test_of_one_logit_is_that_of_two(self, images: Tensor) -> None:
+        torch.manual_seed(0)
+        model = SelfConResNetForImageClassification(tiny(id2label={0: "synthetic"})).eval().to(torch.bfloat16)
+        for labels in (torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0], dtype=torch.int32), torch.ones(3).long()):
+            outputs = model(images, labels=labels)
+            two = torch.cat([torch.zeros(3, 1), outputs.logits.float()], dim=1)
+            assert outputs.loss.dtype == torch.float32
+            torch.testing.assert_close(outputs.loss, F.cross_entropy(two, labels.long()))
+        outputs.loss.backward()
+        assert model.classifier[-1].weight.grad.abs().sum() > 0
+
+    @pytest.mark.parametrize("classes", [1, 3])
+    @pytest.mark.parametrize(
+        ("labels", "word"),
+        [
+            (torch.zeros(3), r"class ids of shape \(3,\), got torch.float32"),
+            (torch.zeros(3, 1, dtype=torch.long), r"got torch.int64 of shape \(3, 1\)"),
+            (torch.zeros(2, dtype=torch.long), r"of shape \(2,\)"),
+            ([0, 1, 0], "got list"),
+            (torch.tensor([0, 3, 1]), r"in 0\.\.[12], got 0\.\.3"),
+            (torch.tensor([0, -100, 1]), r"got -100\.\.1"),
+        ],
+    )
+    def test_refuses_labels_that_are_no_class_ids(self, classes: int, labels: Any, word: str, images: Tensor) -> None:
+        model = SelfConResNetForImageClassification(tiny(id2label={i: str(i) for i in range(classes)})).eval()
+        with pytest.raises(ValueError, match=word):
+            model(images, labels=labels)
+
+    def test_refuses_other_kinds_of_problem(self, images: Tensor) -> None:
+        for kind in ("regression", "multi_label_classification"):
+            model = SelfConResNetForImageClassification(tiny(problem_type=kind)).eval()
+            assert model(images).loss is None
+            with pytest.raises(ValueError, match=f"'single_label_classification', got '{kind}'"):
+                model(images, labels=torch.tensor([0, 1, 1]))
+        model.config.problem_type = "single_label_classification"
+        assert model(images, labels=torch.tensor([0, 1, 1])).loss > 0

@@ -297,3 +297,40 @@ def test_registers_from_post_import_hooks(first: str, when: str, classifier_fold
     # The first of these start transformers' circular imports in places where our classes cannot be imported yet.
     out = python(AS_POST_IMPORT_HOOK, classifier_folder, first, when, cwd=tmp_path, path=ROOT)
     assert out.strip() == "imaginet_hub.selfcon.modeling_selfcon imaginet_hub.selfcon.image_processing_selfcon"
+
+
+SUBCLASS = """
+import sys
+from imaginet_hub.selfcon import SelfConResNetConfig, SelfConResNetForImageClassification
+
+class Mine(SelfConResNetForImageClassification):
+    pass
+
+def save(folder):
+    config = type("Config", (SelfConResNetConfig,), {}) if __name__ == "__main__" else SelfConResNetConfig
+    Mine(config(backbone="test_resnet", stem_stride=2)).save_pretrained(folder)
+
+if __name__ == "__main__":
+    save(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("module", ["__main__", "somebodys"])
+def test_subclasses_are_saved_with_all_code_that_the_folder_names(module: str, tmp_path: Path) -> None:
+    (tmp_path / "somebodys.py").write_text(SUBCLASS)
+    folder = tmp_path / "saved"
+    script = SUBCLASS if module == "__main__" else "import somebodys, sys; somebodys.save(sys.argv[1])"
+    python(script, folder, cwd=tmp_path, path=Path(os.pathsep.join(map(str, (ROOT, tmp_path)))))
+    auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert auto_map.keys() == {
+        "AutoConfig", "AutoModel", "AutoModelForPreTraining", "AutoModelForImageClassification"
+    }  # fmt: skip
+    for entry in auto_map.values():
+        file, _, name = entry.partition(".")
+        assert f"class {name}(" in (folder / f"{file}.py").read_text()
+    assert ("somebodys.Mine" in auto_map.values()) is (module == "somebodys")
+    loading = WITHOUT_THE_PACKAGE.partition("import json")[0] + (
+        "from transformers import AutoModel\n"
+        "print(type(AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)).__name__)"
+    )
+    assert python(loading, folder, cwd=tmp_path).strip() == "SelfConResNetModel"

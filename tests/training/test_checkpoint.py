@@ -602,6 +602,6 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert not reader.exists()
     assert sorted(file.name for file in tmp_path.iterdir()) == [".out.incomplete", "slow.pt"]
-    (tmp_path / "slow.pt").write_bytes(b"<html>")
+    (tmp_path / "slow.pt").write_bytes(GOOD)  # read, then refused for what is in it
     assert main(words) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["slow.pt"]

@@ -196,8 +196,13 @@ def test_what_decides_the_stem_stride(
         (None, None, None, "pass --stem-stride 1"),
         (None, "resnet18", None, "resnet18"),
         (SHAPES[Track.IDENTIFICATION], "resnet50nodown", Track.IDENTIFICATION, "say which"),
-        ({**SHAPES[Track.DETECTION], "4.weight": (3, 1024)}, None, Track.DETECTION, "one of upstream's heads"),
-        ({}, None, Track.DETECTION, "nothing"),
+        (
+            {**SHAPES[Track.DETECTION], "4.weight": (3, 1024)},
+            None,
+            Track.DETECTION,
+            r"differs in: 4.weight \[3, 1024\] instead of \[1, 1024\]",
+        ),
+        ({}, None, Track.DETECTION, "got none of them"),
     ],
 )
 def test_what_is_refused(classifier: Any, named: str | None, track: Track | None, words: str) -> None:

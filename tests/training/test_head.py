@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
 from imaginet_hub.errors import DataNotFoundError, ModelError, UsageError
@@ -160,6 +160,15 @@ def test_a_model_on_the_hub_or_in_a_folder_of_any_head_will_do(rows, raw, tmp_pa
     second = build_classifier(first, id2label={0: "a", 1: "b", 2: "c"})
     assert second.classifier[-1].out_features == 3
     assert all(torch.equal(v, raw.encoder.state_dict()[n]) for n, v in second.encoder.state_dict().items())
+
+
+def test_an_encoder_without_its_exits_is_refused(raw, tmp_path):
+    raw.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    left = {name: value for name, value in weights.items() if ".exits." not in name}
+    save_file(left, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 2 tensors .* e\.g\. exits\.stage2\.bias"):
+        build_classifier(tmp_path, id2label={0: "a", 1: "b"})
 
 
 def test_what_cannot_be_trained_is_refused(rows, raw, tmp_path):

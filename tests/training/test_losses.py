@@ -1,6 +1,7 @@
 import inspect
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -210,7 +211,9 @@ def test_selfcon_refuses(arguments: dict, word: str) -> None:
         ({"weights": (1.0, math.nan)}, "weight"),
         ({"weights": (1.0, math.inf)}, "weight"),
         ({"weights": (1.0, -1.0)}, "weight"),
-        ({"weights": ()}, "labels"),
+        ({"weights": ()}, "label column"),
+        ({"labels": [[0, 0]] * 4}, "a list"),
+        ({"labels": torch.tensor([[1, 0], [2, 0], [1, 0], [2, 0]])}, r"origin, 0 for real.*got 1\.\.2"),
         ({"row_masks": torch.ones(4, 2)}, "booleans"),
         ({"row_masks": torch.ones(4, 1, dtype=torch.bool)}, r"\(4, 2\)"),
     ],
@@ -418,3 +421,11 @@ def test_every_loss_says_what_it_is(name: str) -> None:
         assert repr(loss(**loss().get_config_dict())) == repr(loss())
     else:
         assert all(f"{part}:" in loss.__doc__ for part in ("Args", "Returns", "Raises"))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: SelfConLoss(0), lambda: ImagiNetLoss(0.1, (1, -2)), lambda: ImagiNetLoss(weights=[])]
+)
+def test_modules_refuse_when_they_are_made(make: Callable[[], object]) -> None:
+    with pytest.raises(UsageError, match=r"(temperature|weight) >=? 0|a weight"):
+        make()

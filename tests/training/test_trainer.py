@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 
 import datasets
@@ -238,6 +239,74 @@ def test_weights_can_come_from_a_model_of_the_family(run):
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
     with pytest.raises(UsageError, match=r"--backbone test_resnet, which the model of --init has"):
         build_model(SelfConModelArguments(init=str(run), backbone="resnet18"))
+
+
+def changed(folder, copy, without=(), fields=()):
+    """A copy of a model folder without the tensors that start so and with other fields of its configuration."""
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("checkpoint-*"))
+    weights = load_file(copy / "model.safetensors")
+    left = {name: value for name, value in weights.items() if not name.startswith(tuple(without))}
+    save_file(left, copy / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((copy / "config.json").read_text()) | dict(fields)
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+def test_heads_that_a_model_of_the_family_lost_are_not_made_up(run, tmp_path):
+    heads = ("projector.", "exit_projectors.")
+    lost = changed(run, tmp_path / "lost", heads)
+    with pytest.raises(ModelError, match=r"e\.g\. exit_projectors.* would be random"):
+        build_model(SelfConModelArguments(init=str(lost)))
+    assert build_model(SelfConModelArguments(init=str(lost), projection_dim=128)).projector, "asked for"
+    classifier = changed(run, tmp_path / "classifier", heads, {"track": "detection"})
+    model = build_model(SelfConModelArguments(init=str(classifier)))
+    assert all(torch.equal(v, load_file(run / "model.safetensors")[f"encoder.{n}"])
+               for n, v in model.encoder.state_dict().items())  # fmt: skip
+    assert model.config.track is None
+    no_exits = changed(classifier, tmp_path / "no_exits", ["encoder.exits."])
+    with pytest.raises(ModelError, match=r"e\.g\. encoder\.exits\."):
+        build_model(SelfConModelArguments(init=str(no_exits)))
+
+
+def test_what_a_model_started_from_is_kept(rows, run, tmp_path):
+    out = trained(rows, tmp_path, "--max_steps", "1", "--init", str(run))
+    record = {"name": "patterns", "images": 40}
+    assert json.loads((out / "config.json").read_text())["trained_on"] == {**record, "init": record}
+    assert json.loads((out / "training.json").read_text())["dataset"] == record
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '"text"',
+        "{",
+        "[" * 100_000,
+        '{"model_type": "selfcon_resnet", "backbone": 3}',
+        '{"model_type": "selfcon_resnet", "id2label": {"zero": "a"}}',
+        '{"model_type": "selfcon_resnet", "id2label": {"0": ["a"]}}',
+        '{"model_type": "selfcon_resnet", "dtype": "no_such"}',
+        '{"model_type": "selfcon_resnet", "num_labels": 65536, "head_hidden_size": 65536}',
+        '{"model_type": "selfcon_resnet", "forget_what_was_asked": 1}',
+    ],
+    ids=lambda content: content[-40:],
+)
+def test_configurations_that_cannot_be_read_are_one_line(content, run, tmp_path):
+    folder = changed(run, tmp_path / "broken")
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ModelError) as caught:
+        build_model(SelfConModelArguments(init=str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("weights", [b"", b"no safetensors", None])
+def test_weights_that_cannot_be_read_are_one_line(weights, run, tmp_path):
+    folder = changed(run, tmp_path / "broken", fields={"projection_dim": 7} if weights is None else ())
+    if weights is not None:
+        (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ModelError) as caught:
+        build_model(SelfConModelArguments(init=str(folder)))
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_can_come_from_a_plain_resnet(tmp_path):
