@@ -247,7 +247,7 @@ class SelfConImageProcessor(TorchvisionBackend):
     Raises:
         ValueError: an input that is not a picture or has no pixels, values that are not 0..255 or not finite, float
             values that are already 0..1 while `do_rescale` is set, others while only `do_normalize` is, a mode or a
-            crop_size that cannot be used, pictures of several sizes for one tensor, or `do_resize`.
+            crop_size that cannot be used, pictures of several sizes for one tensor, or `do_resize` or `size`.
         FileNotFoundError, PIL.UnidentifiedImageError, OSError: a file that cannot be opened or decoded completely.
     """
 
@@ -261,12 +261,16 @@ class SelfConImageProcessor(TorchvisionBackend):
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Refuses what cannot be used, when the processor is made and when it is called."""
-        kwargs = super()._standardize_kwargs(**kwargs)
-        if kwargs.get("do_resize"):
+        asked = [name for name in ("do_resize", "size") if kwargs.get(name)]
+        if asked:
             raise ValueError(
                 "SelfConImageProcessor does not resize, since that erases what the model looks at, but got "
-                "do_resize=True; resize the picture yourself where that is really meant"
+                f"{asked[0]}={kwargs[asked[0]]}; resize the picture yourself where that is really meant"
             )
+        crop_size = kwargs.get("crop_size")
+        if isinstance(crop_size, (list, tuple)) and len(crop_size) != 2:
+            raise ValueError(f"expected crop_size to be a number, or a height and a width, got {crop_size}")
+        kwargs = super()._standardize_kwargs(**kwargs)
         if kwargs.get("do_center_crop"):
             _sides(kwargs["crop_size"])
         return kwargs

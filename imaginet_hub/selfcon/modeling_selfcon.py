@@ -208,7 +208,7 @@ class SelfConResNetPreTrainedModel(PreTrainedModel):
 
         Exits and heads that the folder lacks are made anew, with a warning, where one of the configuration's fields
         for them is passed, as in `from_pretrained(stage1, num_labels=3)`, or a `config` with another value of one
-        than the folder's own.
+        than the folder's own. What `trained_on` says is then said of the encoder alone.
 
         Raises:
             ValueError: weights are missing otherwise; or they were trained with another stem stride than the
@@ -272,6 +272,14 @@ def _check_loaded(model: Any, info: dict[str, Any], asked: set[str], source: str
             "would be random: load a folder that such a model was saved to, or, for new heads to train, pass what "
             "describes them: num_labels or id2label, projection_dim, exit_stages"
         )
+    new = sorted(name for name, part in parts.items() if part == "classifier")
+    if new and any(name.startswith("classifier.") for name in set(model.state_dict()) - absent):
+        raise ValueError(
+            f"the weights of {source} have a head of another kind, of which some tensors would be used while others, "
+            f"e.g. {new[0]}, would be random: load it with the head_type that it was saved with"
+        )
+    if model.config.trained_on and any(name.startswith("classifier.") for name in absent):
+        model.config.trained_on = {"encoder": model.config.trained_on}  # the head has seen nothing yet
 
 
 def _check_stem_stride(of_weights: Tensor, of_config: int) -> None:

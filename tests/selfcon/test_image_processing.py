@@ -553,3 +553,16 @@ def test_survives_json(tmp_path: Path) -> None:
     assert again.to_dict() == processor.to_dict()
     assert dict(again.crop_size) == {"height": 96, "width": 96}
     assert dict(SelfConImageProcessor.from_pretrained(tmp_path, crop_size=64).crop_size) == {"height": 64, "width": 64}
+
+
+@pytest.mark.parametrize("options", [{"size": 224}, {"size": {"height": 8, "width": 8}}, {"do_resize": True}])
+def test_a_size_is_refused_wherever_it_is_passed(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="does not resize"):
+        SelfConImageProcessor(**options)
+    with pytest.raises(ValueError, match="does not resize"):
+        SelfConImageProcessor()(image(1, 20, 30), **options)
+
+
+def test_a_crop_has_two_sides() -> None:
+    with pytest.raises(ValueError, match="a height and a width"):
+        SelfConImageProcessor(crop_size=(3, 4, 5))

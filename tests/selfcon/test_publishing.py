@@ -334,3 +334,16 @@ def test_subclasses_are_saved_with_all_code_that_the_folder_names(module: str, t
         "print(type(AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)).__name__)"
     )
     assert python(loading, folder, cwd=tmp_path).strip() == "SelfConResNetModel"
+
+
+def test_a_new_head_takes_over_no_history(classifier_folder: Path, pretraining_folder: Path) -> None:
+    kept = AutoModelForImageClassification.from_pretrained(classifier_folder)
+    assert kept.config.trained_on == {"fingerprint": "abc"}
+    for folder, more in ((pretraining_folder, {}), (classifier_folder, {"ignore_mismatched_sizes": True})):
+        fresh = SelfConResNetForImageClassification.from_pretrained(folder, num_labels=3, **more)
+        assert fresh.config.trained_on == {"encoder": {"fingerprint": "abc"}}
+
+
+def test_half_a_head_is_none(classifier_folder: Path) -> None:
+    with pytest.raises(ValueError, match="the head_type that it was saved with"):
+        SelfConResNetForImageClassification.from_pretrained(classifier_folder, head_type="l2norm_mlp")
