@@ -22,9 +22,9 @@ def staged(target: Path) -> Iterator[Path]:
         OSError: it cannot be made, or another run is writing there.
     """
     made = [folder for folder in target.parents if not folder.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
     staging = _staging(target)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         if staging.is_symlink():
             staging.unlink()
         staging.mkdir(exist_ok=True)
@@ -35,6 +35,12 @@ def staged(target: Path) -> Iterator[Path]:
                 yield staging
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
+    except BlockingIOError:  # it is another run's
+        raise
+    except BaseException:  # Ctrl-C between two of these lines
+        with suppress(OSError):
+            staging.rmdir()
+        raise
     finally:
         for folder in made:
             with suppress(OSError):  # by now it may hold something

@@ -148,7 +148,7 @@ def test_an_image_that_takes_its_time_can_be_stopped(tmp_path: Path, monkeypatch
         if len(calls) > 2:
             raise Stop
 
-    monkeypatch.setattr(images, "_PROGRAM", "import time; time.sleep(60)")
+    monkeypatch.setattr(images.child, "_PROGRAM", "import time; time.sleep(60)")
     record = Record("danbooru2021/1.jpg", "real", "faces", "real", "real", "test", "danbooru", "none")
     keeper = Keeper(tmp_path, Ledger(tmp_path), {}, check)
     with pytest.raises(Stop):
