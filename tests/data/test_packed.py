@@ -642,7 +642,8 @@ def test_ended_during_extraction(how: signal.Signals, world: World, mirror: Mirr
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
     else:
-        os.kill(child, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+            os.kill(child, signal.SIGKILL)
     assert downloads(root)
     mirror.forget()
     process = start(world, mirror, root)
