@@ -32,6 +32,7 @@ from transformers import HfArgumentParser, ProgressCallback, Trainer, TrainerCal
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from imaginet_hub.data.units import one_line
 from imaginet_hub.errors import DataNotFoundError, ImagiNetError, ModelError, UsageError
 from imaginet_hub.labels import Origin
 from imaginet_hub.selfcon import (
@@ -390,7 +391,7 @@ def config_errors() -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return one_line(" ".join(str(error).split()))
 
 
 #: What transformers, torch and timm raise on files that they did not expect.
