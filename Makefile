@@ -3,6 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-output
+# `make test WORKERS=` runs them one by one, as plain pytest does.
+WORKERS ?= -n auto --dist worksteal
+
+# What one Python has compiled, those that it starts need not compile again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup setup-demo demo test lint format types contracts check clean
 
@@ -42,7 +47,7 @@ demo: setup-demo
 	$(BIN)/imaginet demo --out $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

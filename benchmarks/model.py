@@ -237,7 +237,7 @@ def machine() -> str:
     """What it was measured on."""
     import torch
 
-    from imaginet_hub.inference.precision import chosen
+    from imaginet_hub.precision import chosen
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")

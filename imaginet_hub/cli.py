@@ -41,8 +41,11 @@ class _Parser(argparse.ArgumentParser):
 
 _RECIPE_FLAGS = """after the names, flags of the recipe and of transformers' TrainingArguments:
   --preset quick  for minutes on two cores; without it, the paper's recipe
+  --config FILE   flags from a YAML or JSON file, NAME: VALUE
   --crop_size, --perturb, --max_steps, --num_train_epochs, --learning_rate,
-  --per_device_train_batch_size, --seed, --bf16 ...; all of them: --all-flags
+  --per_device_train_batch_size, --seed, --bf16, --save_strategy,
+  --resume_from_checkpoint last, --overwrite ...; all of them: --all-flags
+several processes: torchrun --nproc_per_node 2 -m imaginet_hub.cli {command} ...
 
 """
 
@@ -169,7 +172,7 @@ def _parser() -> _Parser:
         "train",
         "train a SelfCon encoder (stage 1)",
         "imaginet train my-dataset my-encoder --preset quick",
-        _RECIPE_FLAGS,
+        _RECIPE_FLAGS.format(command="train"),
     )
     train.add_argument("dataset", metavar="DATASET", help="built folder, Hub dataset id, or mini")
     train.add_argument("out", metavar="OUT", help="model folder to write")
@@ -181,12 +184,20 @@ def _parser() -> _Parser:
         "train-head",
         "train a track's classifier on a stage-1 encoder",
         "imaginet train-head my-encoder my-dataset my-detector --track detection --preset quick",
-        _RECIPE_FLAGS,
+        _RECIPE_FLAGS.format(command="train-head"),
     )
     head.add_argument("encoder", metavar="ENCODER", help="model folder written by `imaginet train`")
     head.add_argument("dataset", metavar="DATASET", help="built folder, Hub dataset id, or mini")
     head.add_argument("out", metavar="OUT", help="model folder to write")
-    head.add_argument("--track", choices=("detection", "identification"), required=True)
+    what = head.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--track",
+        choices=("detection", "identification"),
+        help="detection: real or synthetic (the column label); identification: the column generator_family",
+    )
+    what.add_argument(
+        "--label-column", metavar="COLUMN", help="label, generator_family, generator, or any column of class names"
+    )
     head.add_argument("--split", default="train", help="split to train on (default train)")
     head.add_argument("--all-flags", action=_AllFlags, nargs=0, help="list every other flag, and exit")
     head.set_defaults(run=_train_head, names=("encoder", "dataset", "out"))
@@ -267,7 +278,7 @@ def _parser() -> _Parser:
 
 
 def _add_arithmetic(parser: argparse.ArgumentParser, default: str) -> None:
-    from imaginet_hub.inference.precision import DTYPES
+    from imaginet_hub.precision import DTYPES
 
     parser.add_argument(
         "--dtype",
@@ -287,8 +298,7 @@ class _AllFlags(argparse.Action):
     """Prints the help of the flags that `train` and `train-head` take from transformers and from their recipe."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: object) -> None:
-        from imaginet_hub.training.head import parse_head_args
-        from imaginet_hub.training.trainer import parse_train_args
+        from imaginet_hub.training.arguments import parse_head_args, parse_train_args
 
         parse = parse_head_args if parser.prog.endswith("train-head") else parse_train_args
         parse(["--help"], "OUT")
@@ -514,8 +524,13 @@ def _train(args: argparse.Namespace) -> int:
         training_args,
         dataset_record=dataset_record(args.dataset, rows, args.split),
     )
+    if training_args.process_index:  # of several processes the first one writes and speaks
+        return 0
     write_model_card(folder)
-    print(f"{folder}: stage-1 encoder; next: imaginet train-head {folder} {args.dataset} OUT --track detection")
+    if training_args.objective == "cross_entropy":
+        print(f"{folder}: detection model; next: imaginet evaluate {folder} {args.dataset} --out results.json")
+    else:
+        print(f"{folder}: stage-1 encoder; next: imaginet train-head {folder} {args.dataset} OUT --track detection")
     return 0
 
 
@@ -524,21 +539,25 @@ def _train_head(args: argparse.Namespace) -> int:
 
     require("train", "torch", "torchvision", "transformers", "timm", "accelerate")
     from imaginet_hub.cards import write_model_card
-    from imaginet_hub.data.loading import class_names, dataset_record, load_rows
+    from imaginet_hub.data.loading import dataset_record, load_rows, track_of
+    from imaginet_hub.labels import Track
     from imaginet_hub.training.head import parse_head_args, train_head
 
     training_args = parse_head_args(args.more, args.out)
-    rows = load_rows(args.dataset, args.track, args.split)
+    column = args.label_column or Track(args.track).label_column
+    rows = load_rows(args.dataset, track_of(column), args.split)
     folder = train_head(
         rows,
         args.encoder,
         training_args,
-        track=args.track,
-        names=class_names(rows, args.track),
+        label_column=column,
         dataset_record=dataset_record(args.dataset, rows, args.split),
     )
+    if training_args.process_index:
+        return 0
     write_model_card(folder)
-    print(f"{folder}: {args.track} model; next: imaginet evaluate {folder} {args.dataset} --out results.json")
+    kind = args.track or column
+    print(f"{folder}: {kind} model; next: imaginet evaluate {folder} {args.dataset} --out results.json")
     return 0
 
 

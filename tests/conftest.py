@@ -16,6 +16,8 @@ os.environ["HF_HOME"] = _CACHE.name
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["KAGGLE_CONFIG_DIR"] = _CACHE.name
+# Networks this small gain nothing from threads, and wait long for each other where tests run side by side.
+os.environ["OMP_NUM_THREADS"] = "1"
 for _name in ("HF_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_API_ENDPOINT"):
     os.environ.pop(_name, None)
 # No connection to another machine, neither from here nor from any Python that a test starts.
@@ -29,6 +31,13 @@ from PIL import Image  # noqa: E402
 
 PROJECT = Path(__file__).parents[1]
 SHARED = PROJECT.parent / "shared"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: a worker for each core, as long as there are 3 GB of memory for each."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(os.cpu_count() or 1, memory // (3 * 10**9)))
 
 
 @pytest.fixture(scope="session")

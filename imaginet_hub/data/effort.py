@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
+from itertools import islice
 
 from PIL import Image
 
-__all__ = ["MAX_FRAMES", "frames", "gif_frames", "ordinary", "still_ordinary", "tiff_frames", "webp_pixels"]
+__all__ = ["MAX_FRAMES", "frames", "gif_frames", "ordinary", "scans", "still_ordinary", "tiff_frames", "webp_pixels"]
 
 #: Pictures in one file. Only the first is used, and photographs have one.
 MAX_FRAMES = 256
@@ -21,6 +23,7 @@ _ORDINARY_PNG_CHUNKS = 20_000
 _ORDINARY_PNG_EXTRAS = 100  # each may inflate to a megabyte
 _ORDINARY_PARSED_BYTES = 1024**2  # of formats that Pillow parses in Python, entry by entry
 _ORDINARY_TIFF_VALUES = 20_000
+_SCAN, _FRAME = re.compile(b"\xff[\xda]"), re.compile(b"fcTL")
 _ORDINARY_TIFF = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits")
 
 
@@ -125,7 +128,17 @@ def frames(image: Image.Image, data: bytes) -> int:
     if image.format == "TIFF":
         return tiff_frames(data)
     said = int(getattr(image, "n_frames", 1))
-    return max(said, data.count(b"fcTL")) if image.format == "PNG" else said
+    return max(said, _counted(_FRAME, data, MAX_FRAMES)) if image.format == "PNG" else said
+
+
+def scans(data: bytes, most: int) -> int:
+    """Scans of a JPEG; where there are more than `most`, some number that says so."""
+    return _counted(_SCAN, data, most)
+
+
+def _counted(what: re.Pattern[bytes], data: bytes, most: int) -> int:
+    """As `bytes.count`, which is slower, but no further than one beyond `most`."""
+    return sum(1 for _ in islice(what.finditer(data), most + 1))
 
 
 def gif_frames(data: bytes) -> int:

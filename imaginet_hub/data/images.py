@@ -44,7 +44,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from imaginet_hub.data import child, effort
+from imaginet_hub.data import child, effort, upper
 from imaginet_hub.data.effort import MAX_FRAMES
 from imaginet_hub.data.memory import Memory
 from imaginet_hub.errors import ImageError, UsageError
@@ -61,6 +61,7 @@ __all__ = [
     "examine",
     "from_row",
     "open_image",
+    "upper_rows",
 ]
 
 #: Pillow plug-ins that may see untrusted bytes. Others start programs (EPS) or are rarely fuzzed.
@@ -197,7 +198,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
     except Exception as error:
         raise ImageError("unreadable", f"{name}: the image header cannot be read ({_reason(error)})") from error
     _check_mode(image, name)
-    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+    if image.format in ("JPEG", "MPO") and effort.scans(data, _MAX_JPEG_SCANS) > _MAX_JPEG_SCANS:
         raise ImageError(
             "oversized",
             f"{name}: expected at most {_MAX_JPEG_SCANS} scans in a JPEG, found {data.count(bytes((255, 218))):,}, "
@@ -303,7 +304,7 @@ def examine(
 def _decoded_bytes(image: Image.Image, data: bytes, pixels: int, name: str, more: int = 0) -> int:
     """About what decoding takes in memory, and `more` bytes a pixel; refused if decoding takes too much."""
     size = image.width * image.height * _BYTES_PER_PIXEL.get(str(image.format), 4)
-    if "progressive" in image.info or (image.format == "JPEG" and data.count(b"\xff\xda") > 1):
+    if "progressive" in image.info or (image.format == "JPEG" and effort.scans(data, 1) > 1):
         size += pixels * 6  # all coefficients of the picture at its full size, 16 bits each
     if size > MEMORY_LIMIT_BYTES:  # decoders that cannot allocate seldom say so
         raise _too_much_memory(name)
@@ -492,15 +493,49 @@ def from_row(value: Any) -> Image.Image:
         ImageError: see `open_image`; also when there is neither.
     """
     if isinstance(value, Mapping):
-        name = value.get("path")
-        source = name if value.get("bytes") is None else value["bytes"]
-        if source is None:
-            raise ImageError("missing", "expected an image, found neither bytes nor a path")
-        return open_image(source, name)
+        return open_image(*_source(value))
     if not isinstance(value, Image.Image):
         raise UsageError(f"expected a PIL image (or its bytes and path) in column 'image', got {type(value).__name__}")
     _check_mode(value, "image")
     return _to_rgb(value)
+
+
+def upper_rows(value: Any, wanted: upper.Wanted) -> tuple[Image.Image, int]:
+    """The image of a dataset row as `from_row` gives it, but perhaps without its lower rows, which takes less time.
+
+    A file is refused, or not, as `from_row` does; only a PNG whose checksums are right has not to be right below.
+
+    Args:
+        value: see `from_row`.
+        wanted: (width, height) -> how many rows are needed, from the top.
+
+    Returns:
+        RGB, with at least so many rows; the height of the whole image in pixels.
+
+    Raises:
+        ImageError: see `from_row`.
+    """
+    if isinstance(value, Mapping):
+        data, name = _source(value)
+        data = data if isinstance(data, bytes) else read_bytes(data)
+        short = upper.shortened(data, wanted, _BOMB_PIXELS) if effort.ordinary(data) else None
+        if short is not None:
+            with contextlib.suppress(ImageError):  # what is wrong is said of the whole file
+                image = open_image(short.data, name)
+                if image.size == short.size:
+                    return image, short.whole_height
+        value = {"bytes": data, "path": name}
+    image = from_row(value)
+    return image, image.height
+
+
+def _source(value: Mapping[str, Any]) -> tuple[str | bytes, str | None]:
+    """Bytes or a path, and what to call them."""
+    name = value.get("path")
+    source = name if value.get("bytes") is None else value["bytes"]
+    if source is None:
+        raise ImageError("missing", "expected an image, found neither bytes nor a path")
+    return source, name
 
 
 def _check_mode(image: Image.Image, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 import datasets
 
 from imaginet_hub.data.builder import MINI, ImagiNet
+from imaginet_hub.data.images import read_bytes
 from imaginet_hub.data.scan import content_fingerprint
 from imaginet_hub.data.sources import corpus_of
 from imaginet_hub.errors import DataNotFoundError, UsageError
 from imaginet_hub.labels import LABEL_COLUMNS, Origin, Track
 
-__all__ = ["class_names", "dataset_record", "load_rows", "with_names"]
+__all__ = ["classes_of", "dataset_record", "held_out", "load_rows", "track_of", "values_of", "with_names"]
+
+#: Columns whose class "real" is no class to identify, so that real rows are left out.
+_GENERATORS = ("generator_family", "generator")
 
 
 def load_rows(dataset: str | os.PathLike[str], track: Track | str, split: str) -> datasets.Dataset:
@@ -63,11 +68,68 @@ def _is_synthetic(label: int) -> bool:
     return label == list(Origin).index(Origin.SYNTHETIC)
 
 
-def class_names(rows: datasets.Dataset, track: Track | str) -> tuple[str, ...]:
-    """The classes of a track in id order; identification leaves out "real", which is last."""
-    track = Track(track)
-    names = rows.features[track.label_column].names
-    return tuple(name for name in names if track is Track.DETECTION or name != Origin.REAL)
+def track_of(column: str) -> Track:
+    """The rows that a column's classes are told apart in: all of them, or for generators the synthetic ones."""
+    return Track.IDENTIFICATION if column in _GENERATORS else Track.DETECTION
+
+
+def classes_of(rows: datasets.Dataset, column: str) -> dict[Any, str]:
+    """The values that occur in a column of classes or text -> their names, in the order of ids or of the alphabet.
+
+    Raises:
+        UsageError: no such column, one of other things, rows without a class, or real rows among those of generators.
+    """
+    if column not in rows.column_names:
+        raise UsageError(f"expected a column of class names among {', '.join(rows.column_names)}, got {column}")
+    feature = rows.features[column]
+    values = values_of(rows, column)
+    if isinstance(feature, datasets.ClassLabel):
+        missing = [value for value in values if value is None or not 0 <= value < feature.num_classes]
+        named = {value: feature.names[value] for value in sorted(set(values) - set(missing))}
+    elif isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "bool"):
+        missing = [value for value in values if value is None]
+        named = {value: str(value) for value in sorted(set(values) - set(missing))}
+    else:
+        raise UsageError(f"expected a column of class names, got {column} with {feature}: make it text first")
+    if missing:
+        raise UsageError(f"expected a class in the column {column} of every row, got rows with {missing[0]}")
+    if column in _GENERATORS and str(Origin.REAL) in named.values():
+        raise UsageError(f"expected synthetic rows only, to tell the classes of {column} apart, got real ones too")
+    return named
+
+
+def held_out(rows: datasets.Dataset, share: float) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """The rows in two parts, the second about `share` of them.
+
+    Which part a row is in depends on its image's bytes alone: whatever other rows there are, and for both tracks, so
+    that what one run holds out another can hold out too. Copies of an image are in one part.
+
+    Args:
+        rows: with an image column and, where it is to be quick, the images' SHA-256 in a column sha256.
+        share: from 0 (none) to below 1.
+    """
+    if share == 0:
+        return rows, rows.select(())
+    if "sha256" in rows.column_names:
+        digests = rows["sha256"][:]
+    else:
+        images = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+        digests = [hashlib.sha256(_image_bytes(row["image"])).hexdigest() for row in images]
+    # Hashed once more, with a word of its own: a split by the same digests may have made the rows what they are.
+    places = [int.from_bytes(hashlib.sha256(f"held out {d}".encode()).digest()[:8], "big") / 2**64 for d in digests]
+    return (
+        rows.select([number for number, place in enumerate(places) if place >= share]),
+        rows.select([number for number, place in enumerate(places) if place < share]),
+    )
+
+
+def values_of(rows: datasets.Dataset, column: str) -> list[Any]:
+    """What occurs in a column. (`unique` of rows that were selected would copy them, images and all.)"""
+    return rows.select_columns([column]).unique(column)
+
+
+def _image_bytes(value: dict[str, Any]) -> bytes:
+    return read_bytes(value["path"]) if value["bytes"] is None else value["bytes"]
 
 
 def with_names(row: dict[str, Any], features: datasets.Features) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 from imaginet_hub.cards import dataset_card, write_model_card
 from imaginet_hub.data.builder import BUILD_REPORT
 from imaginet_hub.data.fetch import fetch
-from imaginet_hub.data.loading import class_names, dataset_record, load_rows
+from imaginet_hub.data.loading import dataset_record, load_rows
 from imaginet_hub.data.mini import make_mini
 from imaginet_hub.data.repository import build_repository
 from imaginet_hub.demo.mirror import Mirror
@@ -32,8 +32,8 @@ from imaginet_hub.labels import Track
 __all__ = ["run"]
 
 #: Flags of `imaginet train` and `imaginet train-head` for about three minutes on two cores.
-TRAIN_FLAGS = ["--preset", "quick"]
-HEAD_FLAGS = ["--preset", "quick"]
+TRAIN_FLAGS = ["--preset", "quick", "--overwrite"]
+HEAD_FLAGS = ["--preset", "quick", "--overwrite"]
 
 _MARKER = ".imaginet-demo"
 
@@ -80,8 +80,7 @@ def run(out: Path) -> dict[str, Any]:
                 rows,
                 encoder,
                 parse_head_args(HEAD_FLAGS, folder),
-                track=track,
-                names=class_names(rows, track),
+                label_column=track.label_column,
                 dataset_record=dataset_record(dataset, rows, "train"),
             )
             found = measure(folder, dataset, results / f"{track}.json")

@@ -14,8 +14,8 @@ from PIL import Image
 
 from imaginet_hub.data.units import one_line
 from imaginet_hub.errors import ImagiNetError, ModelError, UsageError, require
-from imaginet_hub.inference.precision import chosen, close_calls, out_of_memory, rounding_noise
 from imaginet_hub.labels import Origin, Track
+from imaginet_hub.precision import chosen, close_calls, out_of_memory, rounding_noise
 
 if TYPE_CHECKING:
     import torch

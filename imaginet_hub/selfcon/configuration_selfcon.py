@@ -44,6 +44,11 @@ class SelfConResNetConfig(PreTrainedConfig):
             "l2norm_mlp" (L2 normalisation, Linear, ReLU, Linear; upstream's identification head).
         head_dropout: probability of the dropout in a "batchnorm_mlp" head, in [0, 1); the other head has none.
         track: what the labels mean, as "detection" or "identification"; None where it was not said.
+        label_column: which column of a data set the labels are classes of, such as "label" or "generator_family"; None
+            where it was not said.
+        calibration: how the logits were fitted to rows that were not trained on, as JSON; they are the fitted ones.
+        open_set: for which logits "none of these" is the better answer, as JSON: those with logsumexp(logits) below
+            `threshold`, where `score` is "energy" (Liu et al. 2020, arXiv 2010.03759). Plain pipelines do not ask.
         trained_on: where the weights come from (dataset fingerprint, command, checkpoint's SHA-256 ...), as JSON.
         **kwargs: the common fields of transformers' configurations, `id2label` first of all: a name for each of the
             class ids 0..n-1, at most 4096; `label2id` is its inverse.
@@ -67,6 +72,9 @@ class SelfConResNetConfig(PreTrainedConfig):
     head_type: Literal["batchnorm_mlp", "l2norm_mlp"] = "batchnorm_mlp"
     head_dropout: float = 0.2
     track: str | None = None
+    label_column: str | None = None
+    calibration: dict[str, Any] | None = None
+    open_set: dict[str, Any] | None = None
     trained_on: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

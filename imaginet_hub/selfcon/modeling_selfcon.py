@@ -7,7 +7,8 @@ contrastive stage and a two-layer classifier for the second stage. The convoluti
 # ruff: noqa: RUF012 (class attributes as transformers has them)
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,35 @@ def _least_side(backbone: Any, stem_stride: int) -> int:
     """The fewest pixels that a side needs: networks that smooth before they sub-sample cannot take a single one."""
     smooths = any(not isinstance(getattr(block, "aa", None), nn.Identity | None) for block in backbone.modules())
     return backbone.feature_info[-1]["reduction"] // (1 if stem_stride == 2 else 4) if smooths else 1
+
+
+@contextmanager
+def untracked(module: nn.Module) -> Iterator[None]:
+    """In here BatchNorm layers in training mode normalise as ever, but their running statistics stay as they are."""
+    kind = nn.modules.batchnorm._BatchNorm
+    layers = [layer for layer in module.modules() if isinstance(layer, kind) and layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = not layer.training
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+def _tracked_once(layer: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A stage for a checkpoint, which runs it a second time on the way back: its statistics move the first time."""
+    if torch.compiler.is_compiling():  # a compiler sees to that itself
+        return layer
+    runs = 0
+
+    def run(hidden: Tensor) -> Tensor:
+        nonlocal runs
+        runs += 1
+        with untracked(layer) if runs > 1 else nullcontext():  # type: ignore[arg-type]
+            return layer(hidden)
+
+    return run
 
 
 class SelfConResNetPreTrainedModel(PreTrainedModel):
@@ -363,8 +393,7 @@ class SelfConResNetModel(SelfConResNetPreTrainedModel):
         for stage in range(1, NUM_STAGES + 1):
             layer: Callable[[Tensor], Tensor] = getattr(net, f"layer{stage}")
             if self.gradient_checkpointing and self.training:
-                # Runs the stage twice, so the running statistics of its BatchNorms move twice a step.
-                hidden = self._gradient_checkpointing_func(layer, hidden)
+                hidden = self._gradient_checkpointing_func(_tracked_once(layer), hidden)
             else:
                 hidden = layer(hidden)
             if hidden_states is not None:

@@ -4,7 +4,7 @@ The recipes are those of Boychev & Cholakov (2025, arXiv:2407.20020, training de
 paper and code disagree, the code's probabilities are taken and the difference is named. Nothing is ever resized
 before it is cropped in stage 1, since resampling wipes out the traces that a generator leaves at pixel scale.
 
-Every random choice is a pure function of (seed, epoch, row, repeat). The sampler hands this key to the data set
+Every random choice is a pure function of (seed, epoch, row, repeat, crop). The sampler hands this key to the data set
 instead of a bare index, so that the batches do not depend on the number of workers, on prefetching or on whether the
 workers outlive an epoch, and a resumed run sees what the interrupted one would have seen.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import datasets
@@ -22,10 +23,12 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as vision
 
-from imaginet_hub.data.images import from_row
+from imaginet_hub.data.images import upper_rows
 from imaginet_hub.errors import UsageError
-from imaginet_hub.perturbations import gaussian_blur, gaussian_noise, jpeg, random_crop, reflect_pad, webp
+from imaginet_hub.perturbations import gaussian_blur, gaussian_noise, jpeg, reflect_pad, webp
 
 __all__ = [
     "AugmentedRows",
@@ -44,11 +47,10 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 _MEAN = torch.tensor(IMAGE_MEAN).view(3, 1, 1) * 255
 _STD = torch.tensor(IMAGE_STD).view(3, 1, 1) * 255
 
-_TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 _FLIPS = {
-    "horizontal": Image.Transpose.FLIP_LEFT_RIGHT,
-    "vertical": Image.Transpose.FLIP_TOP_BOTTOM,
-    "both": Image.Transpose.ROTATE_180,
+    "horizontal": (vision.horizontal_flip,),
+    "vertical": (vision.vertical_flip,),
+    "both": (vision.horizontal_flip, vision.vertical_flip),
 }
 
 
@@ -80,6 +82,31 @@ class Operation(NamedTuple):
     parameter: Any
 
 
+class Box(NamedTuple):
+    """A part of a picture, in the order in which torchvision's `crop` takes it, pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Drawn(NamedTuple):
+    """All that chance decides about one crop, but for its noise.
+
+    Attributes:
+        plan: the operations.
+        box: what the first of them cuts out of the picture, once that is padded to the crop's size.
+        rows: of the picture that this takes, counted from the top.
+        rng: where noise comes from.
+    """
+
+    plan: tuple[Operation, ...]
+    box: Box
+    rows: int
+    rng: np.random.Generator
+
+
 class _Augmentation:
     """Draw a plan, carry it out, normalise; subclasses say how a plan is drawn."""
 
@@ -96,7 +123,7 @@ class _Augmentation:
         self.flip = flip
 
     def plan(self, rng: np.random.Generator) -> tuple[Operation, ...]:
-        """The operations for one image, parameters drawn. Positions and noise are drawn while they are carried out."""
+        """The operations for one image, parameters drawn. The crop's place is drawn next, noise while it is added."""
         operations = list(self._pixels(rng))
         if rng.random() < self.rotate:
             operations.append(Operation("rotate", int(rng.integers(4))))
@@ -107,24 +134,37 @@ class _Augmentation:
     def _pixels(self, rng: np.random.Generator) -> Iterator[Operation]:
         raise NotImplementedError
 
-    def image(self, image: Image.Image, key: RowKey) -> Image.Image:
+    def drawn(self, size: tuple[int, int], key: RowKey, crop: int = 0) -> Drawn:
+        """What is to be done to a picture, which need not be decoded yet.
+
+        Args:
+            size: (width, height) of the picture in pixels.
+            key: fixes the random numbers, together with `crop`.
+            crop: number of the crop where one image gives several, from 0.
+        """
+        rng = np.random.default_rng((self.seed, *key, crop) if crop else (self.seed, *key))
+        plan = self.plan(rng)
+        width, height = (max(side, self.crop_size) for side in size)
+        boxed = _box if plan[0].name == "crop" else _resized_box
+        box = boxed(width, height, self.crop_size, rng)
+        return Drawn(plan, box, min(box.top + box.height, size[1]), rng)
+
+    def carried_out(self, image: Image.Image, drawn: Drawn) -> Image.Image:
         """The augmented picture before normalisation.
 
         Args:
-            image: of any mode and size; converted to RGB.
-            key: fixes the random numbers.
+            image: of any mode; converted to RGB. Rows below `drawn.rows` may be missing.
+            drawn: for the size of the whole image. Good for one use, since noise is drawn on the way.
 
         Returns:
             RGB, crop_size x crop_size.
         """
-        rng = np.random.default_rng((self.seed, *key))
-        image = image.convert("RGB")
-        for name, parameter in self.plan(rng):
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        image = vision.crop(reflect_pad(image, self.crop_size), *drawn.box)
+        for name, parameter in drawn.plan:
             match name:
-                case "crop":
-                    image = random_crop(reflect_pad(image, parameter), parameter, rng)
                 case "resized_crop":
-                    image = _resized_crop(reflect_pad(image, parameter), parameter, rng)
+                    image = _resized(image, parameter)
                 case "jpeg":
                     image = jpeg(image, parameter)
                 case "webp":
@@ -132,21 +172,21 @@ class _Augmentation:
                 case "blur":
                     image = gaussian_blur(image, parameter)
                 case "noise":
-                    image = gaussian_noise(image, parameter, rng)
+                    image = gaussian_noise(image, parameter, drawn.rng)
                 case "rotate":
-                    image = image.transpose(_TURNS[parameter]) if parameter else image
+                    image = vision.rotate(image, 90 * parameter)
                 case "flip":
-                    image = image.transpose(_FLIPS[parameter])
+                    for flip in _FLIPS[parameter]:
+                        image = flip(image)
         return image
 
-    def __call__(self, image: Image.Image, key: RowKey) -> Tensor:
-        """The model's input for one image.
+    def image(self, image: Image.Image, key: RowKey, crop: int = 0) -> Image.Image:
+        """The augmented picture before normalisation: RGB, crop_size x crop_size. Arguments as for `drawn`."""
+        return self.carried_out(image, self.drawn(image.size, key, crop))
 
-        Returns:
-            float32 (3, crop_size, crop_size), normalised with ImageNet's mean and standard deviation.
-        """
-        pixels = torch.from_numpy(np.array(self.image(image, key))).permute(2, 0, 1)
-        return ((pixels - _MEAN) / _STD).contiguous()
+    def __call__(self, image: Image.Image, key: RowKey, crop: int = 0) -> Tensor:
+        """The model's input for one image; see `normalised`. Arguments as for `drawn`."""
+        return normalised(self.image(image, key, crop))
 
 
 class TrainAugmentation(_Augmentation):
@@ -221,24 +261,38 @@ def _compression(rng: np.random.Generator) -> Operation:
     return Operation(("jpeg", "webp")[rng.integers(2)], int(rng.integers(50, 95, endpoint=True)))
 
 
-def _resized_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A box of 8..100 % of the area and aspect 3/4..4/3 (log-uniform), sampled to size x size."""
-    area = image.width * image.height
+def _box(width: int, height: int, side: int, rng: np.random.Generator) -> Box:
+    """A square, every position being equally likely."""
+    top = int(rng.integers(height - side, endpoint=True))
+    return Box(top, int(rng.integers(width - side, endpoint=True)), side, side)
+
+
+def _resized_box(width: int, height: int, side: int, rng: np.random.Generator) -> Box:
+    """8..100 % of the area and an aspect of 3/4..4/3 (log-uniform)."""
     for _ in range(10):
-        target = area * rng.uniform(0.08, 1.0)
+        target = width * height * rng.uniform(0.08, 1.0)
         aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        width, height = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
-        if 0 < width <= image.width and 0 < height <= image.height:
-            left = int(rng.integers(image.width - width, endpoint=True))
-            top = int(rng.integers(image.height - height, endpoint=True))
-            break
-    else:  # a very long image: the largest box of an allowed aspect, in the middle
-        width = min(image.width, round(image.height * 4 / 3))
-        height = min(image.height, round(image.width * 4 / 3))
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-    box = (left, top, left + width, top + height)
-    # Four-point sampling, which aliases when it shrinks, as OpenCV's default does; Image.resize would low-pass first.
-    return image.transform((size, size), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
+        wide, high = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < wide <= width and 0 < high <= height:
+            left = int(rng.integers(width - wide, endpoint=True))
+            return Box(int(rng.integers(height - high, endpoint=True)), left, high, wide)
+    # A very long image: the largest box of an allowed aspect, in the middle.
+    wide, high = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    return Box((height - high) // 2, (width - wide) // 2, high, wide)
+
+
+def _resized(image: Image.Image, size: int) -> Image.Image:
+    """Sampled to size x size at four points each, which aliases when it shrinks, as OpenCV's default does."""
+    pixels = vision.pil_to_tensor(image).float()  # of bytes, the result would depend on the processor
+    pixels = vision.resize(pixels, [size, size], InterpolationMode.BILINEAR, antialias=False)
+    resized: Image.Image = vision.to_pil_image(pixels.round_().to(torch.uint8))
+    return resized
+
+
+def normalised(image: Image.Image) -> Tensor:
+    """An RGB picture as float32 (3, height, width), normalised with ImageNet's mean and standard deviation."""
+    pixels = vision.pil_to_tensor(image).contiguous()
+    return torch.sub(pixels, _MEAN).div_(_STD)  # two passes where to_dtype and normalize take more
 
 
 class AugmentedRows(Dataset[dict[str, Any]]):
@@ -249,9 +303,11 @@ class AugmentedRows(Dataset[dict[str, Any]]):
         augmentation: turns (image, key) into `pixel_values`.
         columns: output name -> column of `rows`, for the labels that go along, e.g. {"labels": "label"}.
         image_column: name of the image column.
+        crops_per_image: how often each image is augmented, independently, once it is decoded. With 1, `pixel_values`
+            is (3, H, W), with n > 1 (n, 3, H, W), whose first crop is the one that 1 gives.
 
     Raises:
-        UsageError: a streaming data set, no rows, or a column that is not there.
+        UsageError: a streaming data set, no rows, a column that is not there, or fewer than 1 crop.
     """
 
     def __init__(
@@ -260,13 +316,17 @@ class AugmentedRows(Dataset[dict[str, Any]]):
         augmentation: TrainAugmentation | HeadAugmentation,
         columns: Mapping[str, str],
         image_column: str = "image",
+        crops_per_image: int = 1,
     ) -> None:
         check_rows(rows, [image_column, *columns.values()])
+        if crops_per_image < 1:
+            raise UsageError(f"expected crops_per_image of 1 or more, got {crops_per_image}")
         rows = rows.select_columns([image_column, *dict.fromkeys(columns.values())])
         self.rows = rows.cast_column(image_column, datasets.Image(decode=False)).with_format(None)
         self.augmentation = augmentation
         self.columns = dict(columns)
         self.image_column = image_column
+        self.crops_per_image = crops_per_image
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -280,7 +340,17 @@ class AugmentedRows(Dataset[dict[str, Any]]):
         key = RowKey(*key) if isinstance(key, tuple) else RowKey(self.epoch, int(key))
         row = self.rows[key.row]
         labels = {name: row[column] for name, column in self.columns.items()}
-        return {"pixel_values": self.augmentation(from_row(row[self.image_column]), key), **labels}
+
+        @cache
+        def drawn(width: int, height: int) -> list[Drawn]:
+            numbers = range(self.crops_per_image)
+            return [self.augmentation.drawn((width, height), key, number) for number in numbers]
+
+        image, height = upper_rows(
+            row[self.image_column], lambda width, height: max(crop.rows for crop in drawn(width, height))
+        )
+        crops = [normalised(self.augmentation.carried_out(image, crop)) for crop in drawn(image.width, height)]
+        return {"pixel_values": torch.stack(crops) if len(crops) > 1 else crops[0], **labels}
 
 
 class RowSampler(Sampler[RowKey]):

@@ -1,139 +1,104 @@
-"""Stage 2: a classifier on the frozen encoder, one for each track, with transformers' `Trainer`.
+"""Stage 2: a classifier on the frozen encoder, with transformers' `Trainer`, and what is fitted to held-out rows.
 
-The defaults are upstream's (Boychev & Cholakov 2025, arXiv:2407.20020, and their code): 5 epochs over balanced rows in
-batches of 200 crops of 256 pixels, Adam at a constant 1e-4 with an L2 penalty of 1e-3, the encoder's weights frozen
-while its BatchNorm statistics adapt to the new crops. The paper names AdamW instead (`--head_optimizer trainer`).
+The recipe and how to depart from it: `imaginet_hub.training.arguments`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, set_seed
 
-from imaginet_hub.data.loading import class_names
-from imaginet_hub.errors import UsageError
-from imaginet_hub.labels import Track, id2label
+from imaginet_hub import calibration
+from imaginet_hub.data.images import from_row
+from imaginet_hub.data.loading import classes_of, held_out, values_of
+from imaginet_hub.errors import ImageError, UsageError
+from imaginet_hub.labels import Origin, Track, id2label
 from imaginet_hub.selfcon import (
     SelfConImageProcessor,
-    SelfConResNetConfig,
     SelfConResNetForImageClassification,
     SelfConResNetModel,
     SelfConResNetPreTrainedModel,
 )
-from imaginet_hub.training.augment import AugmentedRows, HeadAugmentation, RowKey, check_rows
-from imaginet_hub.training.trainer import (
-    ARCHITECTURE,
-    ArgumentParser,
-    RowTrainer,
-    RowTrainingArguments,
-    config_errors,
-    data_seed,
-    default,
-    load_config,
-    option,
-    row_sampler,
-    run,
-)
+from imaginet_hub.training.arguments import HEAD_PRESETS, HeadTrainingArguments, parse_head_args
+from imaginet_hub.training.augment import AugmentedRows, HeadAugmentation, RowKey, RowSampler, check_rows
+from imaginet_hub.training.initial import build_classifier
+from imaginet_hub.training.trainer import RowTrainer, claim, data_seed, row_sampler, run
 
-__all__ = ["HEAD_TYPES", "HeadTrainer", "HeadTrainingArguments", "build_classifier", "parse_head_args", "train_head"]
+__all__ = [
+    "HEAD_PRESETS",
+    "HEAD_TYPES",
+    "HeadTrainer",
+    "HeadTrainingArguments",
+    "build_classifier",
+    "parse_head_args",
+    "train_head",
+]
 
 #: Upstream's head for each track.
 HEAD_TYPES = {Track.DETECTION: "batchnorm_mlp", Track.IDENTIFICATION: "l2norm_mlp"}
 
-
-#: Values that replace the defaults of `HeadTrainingArguments`, by preset name.
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    # For two cores: small crops, each image encoded twice, the classifier trained on what came out.
-    "quick": {
-        "crop_size": 96,
-        "processor_crop_size": 128,
-        "perturb": 0.1,
-        "per_device_train_batch_size": 64,
-        "learning_rate": 0.001,
-        "num_train_epochs": 8,
-        "adapt_batchnorm": False,
-        "cache_epochs": 2,
-    },
-}
+#: Images at a time where nothing is learned, whatever the batch: more would only take memory.
+_ENCODED_AT_A_TIME = 32
 
 
-@dataclasses.dataclass
-class HeadTrainingArguments(RowTrainingArguments):
-    """How a head is trained. The defaults are upstream's recipe; see the module's docstring."""
+class _Labelled(Dataset[dict[str, Any]]):
+    """Augmented rows with the place of their class among the logits."""
 
-    per_device_train_batch_size: int = default("per_device_train_batch_size", 200)
-    num_train_epochs: float = default("num_train_epochs", 5)
-    learning_rate: float = default("learning_rate", 1e-4)
-    lr_scheduler_type: str = default("lr_scheduler_type", "constant")
-    weight_decay: float = default("weight_decay", 1e-3)
+    def __init__(self, rows: AugmentedRows, places: Mapping[Any, int]) -> None:
+        self.rows = rows
+        self.places = places
 
-    crop_size: int = option(256, "Side of the training crops in pixels.")
-    balance: bool = option(True, "Give each class, and each generator family, the same share of every batch.")
-    head_type: str | None = option(
-        None, "batchnorm_mlp or l2norm_mlp. Default: the first for detection, the second for identification."
-    )
-    head_hidden_size: int = option(1024, "Width of the classifier's hidden layer.")
-    head_dropout: float = option(0.2, "Dropout before the classifier's last layer (batchnorm_mlp only).")
-    head_optimizer: str = option(
-        "adam", "adam: Adam with an L2 penalty, as upstream's code; trainer: what --optim names (AdamW, as the paper)."
-    )
-    adapt_batchnorm: bool = option(
-        True, "Let the frozen encoder's BatchNorm statistics follow the new crops, as upstream does."
-    )
-    cache_epochs: int = option(
-        0,
-        "Encode the images this many times with fresh crops, then train on the stored features; needs "
-        "--no_adapt_batchnorm. 0: encode anew in every epoch.",
-    )
-    unfreeze_encoder: bool = option(
-        False, "Train the encoder too, end to end by cross-entropy. Not upstream's recipe; it can pay on small data."
-    )
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.head_optimizer not in ("adam", "trainer"):
-            raise UsageError(f"expected --head_optimizer adam or trainer, got {self.head_optimizer}")
-        if self.cache_epochs < 0:
-            raise UsageError(f"expected --cache_epochs 0 or more, got {self.cache_epochs}")
-        if self.cache_epochs and (self.adapt_batchnorm or self.unfreeze_encoder):
-            raise UsageError(
-                "expected stored features only from an encoder that stays as it is: with --cache_epochs pass "
-                "--no_adapt_batchnorm, and no --unfreeze_encoder"
-            )
-
-
-def parse_head_args(argv: Sequence[str], out: str | Path) -> HeadTrainingArguments:
-    """Flags of `imaginet train-head` as arguments of `train_head`; every field is a flag.
-
-    `--preset paper|quick` chooses what is the default of the others.
-
-    Args:
-        argv: flags and values.
-        out: the folder to train into.
-
-    Raises:
-        UsageError: an unknown flag, with the closest ones; a value that cannot be used.
-    """
-    parser = ArgumentParser([HeadTrainingArguments], prog="imaginet train-head")
-    arguments, _ = parser.dataclasses_of(argv, out, PRESETS)
-    return arguments
+    def __getitem__(self, key: RowKey | int) -> dict[str, Any]:
+        item = self.rows[key]
+        return {**item, "labels": self.places[item["labels"]]}
 
 
 class HeadTrainer(RowTrainer):
-    """Minimises cross-entropy. The model takes `pixel_values` or, with stored features, `features`."""
+    """Minimises cross-entropy. The model takes `pixel_values` or, with stored features, `features`.
+
+    Args:
+        model: a `SelfConResNetForImageClassification` whose configuration says which column its classes are of
+            (`label_column`) and names them.
+        args: how.
+        train_dataset: a `datasets.Dataset` with an image column and that one.
+        **kwargs: see `RowTrainer`.
+    """
 
     args: HeadTrainingArguments
+
+    def sampler_of(self, rows: Any, args: HeadTrainingArguments) -> RowSampler:
+        """Any order, or one that is balanced over the classes and, for detection, over the families in each."""
+        columns = ("label", "generator_family") if self.column == "label" else (self.column,)
+        return row_sampler(rows, args, columns)
+
+    def rows_of(self, rows: datasets.Dataset, args: HeadTrainingArguments) -> Any:
+        """Crops of the rows with the place of their class."""
+        check_rows(rows, ["image", self.column])
+        augmentation = HeadAugmentation(
+            args.crop_size, data_seed(args), perturb=args.perturb, rotate=args.rotate, flip=args.flip
+        )
+        places = {value: self.names.index(name) for value, name in classes_of(rows, self.column).items()}
+        return _Labelled(AugmentedRows(rows, augmentation, {"labels": self.column}), places)
+
+    def __init__(self, model: nn.Module, args: HeadTrainingArguments, train_dataset: Any, **kwargs: Any) -> None:
+        config = getattr(model, "config", None)
+        self.column = getattr(config, "label_column", None) or "label"
+        self.names = [] if config is None else [config.id2label[place] for place in sorted(config.id2label)]
+        super().__init__(model, args, train_dataset, optimizer_cls_and_kwargs=_optimizer(args), **kwargs)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -147,6 +112,16 @@ class HeadTrainer(RowTrainer):
             outputs["logits"].float(), labels, label_smoothing=self.args.label_smoothing_factor or 0.0
         )
         return (loss, outputs) if return_outputs else loss
+
+
+def _optimizer(args: HeadTrainingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+    """Upstream's Adam, the paper's AdamW, or none: what `optim` names."""
+    beta2 = args.adam_beta2
+    if args.head_optimizer == "adamw" and beta2 == type(args).__dataclass_fields__["adam_beta2"].default:
+        beta2 = 0.99
+    settings = {"lr": args.learning_rate, "betas": (args.adam_beta1, beta2), "eps": args.adam_epsilon}
+    kinds: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return (kinds[args.head_optimizer], settings) if args.head_optimizer in kinds else None
 
 
 def freeze(model: nn.Module, adapt_batchnorm: bool) -> None:
@@ -175,9 +150,9 @@ class _Head(nn.Module):
 class _StoredFeatures(Dataset[dict[str, Any]]):
     """Features (passes, rows, channels) in place of images; each further visit of a row takes the next pass."""
 
-    def __init__(self, features: Tensor, labels: Sequence[int]) -> None:
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
         self.features = features
-        self.labels = torch.as_tensor(labels)
+        self.labels = labels
 
     def __len__(self) -> int:
         return self.features.shape[1]
@@ -188,9 +163,7 @@ class _StoredFeatures(Dataset[dict[str, Any]]):
 
 
 @torch.no_grad()
-def encode(
-    encoder: SelfConResNetModel, rows: AugmentedRows, passes: int, args: HeadTrainingArguments
-) -> _StoredFeatures:
+def encode(encoder: SelfConResNetModel, rows: _Labelled, passes: int, args: HeadTrainingArguments) -> _StoredFeatures:
     """The pooled features of `passes` augmented views of every row, encoded in evaluation mode."""
     nn.Module.to(encoder, args.device).eval()
     keys = [RowKey(epoch, index) for epoch in range(passes) for index in range(len(rows))]
@@ -201,46 +174,18 @@ def encode(
         num_workers=args.dataloader_num_workers,
         collate_fn=default_collate,
     )
-    batches = []
+    features, labels = [], []
     for batch in tqdm(loader, desc="encoding", disable=args.disable_tqdm):
-        pixels = batch["pixel_values"].to(args.device)
-        if args.channels_last:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
-            pooled = encoder(pixels, output_exit_features=False).pooler_output
-        batches.append(pooled.float().cpu())
-    features = torch.cat(batches)
-    (column,) = rows.columns.values()
-    return _StoredFeatures(features.view(passes, len(rows), -1), rows.rows[column][:])
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)):
+            pooled = encoder(_on(args, batch["pixel_values"]), output_exit_features=False).pooler_output
+        features.append(pooled.float().cpu())
+        labels.append(batch["labels"])
+    return _StoredFeatures(torch.cat(features).view(passes, len(rows), -1), torch.cat(labels)[: len(rows)])
 
 
-def build_classifier(
-    encoder: str | Path | SelfConResNetPreTrainedModel, **fields: Any
-) -> SelfConResNetForImageClassification:
-    """A classifier with a new, random head on the encoder's weights.
-
-    Args:
-        encoder: a folder or Hub id of any model of the family, or such a model; its heads are left aside.
-        **fields: of `SelfConResNetConfig`, for the head: id2label, track, head_type ...
-
-    Raises:
-        DataNotFoundError: no such folder.
-        ModelError: not a model of this family, or one without the exits that it names; values that the configuration
-            refuses.
-    """
-    source: SelfConResNetModel
-    if isinstance(encoder, SelfConResNetPreTrainedModel):
-        source = encoder.base_model  # type: ignore[assignment]
-    else:
-        load_config(str(encoder))
-        with config_errors():
-            source = SelfConResNetModel.from_pretrained(str(encoder))
-    architecture = {name: getattr(source.config, name) for name in ARCHITECTURE}
-    with config_errors():
-        config = SelfConResNetConfig(**architecture, trained_on=source.config.trained_on, **fields)
-        model = SelfConResNetForImageClassification(config)
-    model.encoder.load_state_dict(source.state_dict())
-    return model
+def _on(args: HeadTrainingArguments, pixels: Tensor) -> Tensor:
+    pixels = pixels.to(args.device)
+    return pixels.contiguous(memory_format=torch.channels_last) if args.channels_last else pixels
 
 
 def train_head(
@@ -248,40 +193,47 @@ def train_head(
     encoder: str | Path | SelfConResNetPreTrainedModel,
     training_args: HeadTrainingArguments,
     *,
-    track: Track | str,
+    label_column: str = "label",
     dataset_record: Mapping[str, Any],
-    names: Sequence[str] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
-    """Stage 2: trains the classifier of one track and writes a model folder.
+    """Stage 2: trains a classifier, fits its probabilities to held-out rows, and writes a model folder.
+
+    Detection gets Platt scaling with both classes at the same weight, everything else temperature scaling (see
+    `imaginet_hub.calibration`). Either is folded into the last layer: the published logits are the calibrated ones,
+    and the likelier class of two is the one on its side of the threshold .5 that the configuration names.
 
     Args:
-        rows_train: rows with the columns image, label and generator_family; for identification synthetic ones only.
+        rows_train: rows with the columns image and `label_column`; for generators synthetic ones only, and for
+            detection in balanced batches with generator_family.
         encoder: a folder or Hub id of any model of the family, or such a model.
         training_args: how to train, and `output_dir`. `resume_from_checkpoint` may be a checkpoint folder or "last".
-        track: detection (classes of label) or identification (classes of generator_family but "real").
+        label_column: what is told apart: label (real, synthetic), generator_family, generator, or any column of class
+            names. Classes are those that occur.
         dataset_record: what the images are, as JSON; kept in the configuration and in training.json.
-        names: the class names in id order; by default those of the column.
         callbacks: further `TrainerCallback`s.
 
     Returns:
         The folder: model.safetensors, config.json, preprocessor_config.json, the family's code and training.json
-        (arguments, loss history, versions, data). Nothing in it is pickled.
+        (arguments, loss history, versions, data). Nothing in it is pickled. What was fitted to the held-out rows is
+        in the configuration's `calibration` and `open_set`.
 
     Raises:
         UsageError: rows or arguments that cannot be trained with.
         DataNotFoundError, ModelError: see `build_classifier`.
     """
-    track = Track(track)
-    column = track.label_column
-    check_rows(rows_train, ["image", "label", "generator_family"])
-    names = tuple(class_names(rows_train, track) if names is None else names)
-    _check_classes(rows_train, column, names)
+    track = Track.DETECTION if label_column == Track.DETECTION.label_column else Track.IDENTIFICATION
+    check_rows(rows_train, ["image", label_column])
+    classes = classes_of(rows_train, label_column)
+    _check_classes(list(classes.values()), label_column, track)
+    rows, held, why = _parts(rows_train, label_column, training_args.held_out)
+    claim(training_args)
     set_seed(training_args.seed)
     model = build_classifier(
         encoder,
-        id2label=id2label(names),
+        id2label=id2label(classes.values()),
         track=str(track),
+        label_column=label_column,
         head_type=training_args.head_type or HEAD_TYPES[track],
         head_hidden_size=training_args.head_hidden_size,
         head_dropout=training_args.head_dropout,
@@ -289,51 +241,168 @@ def train_head(
     model.config.trained_on = {**dataset_record, "encoder": model.config.trained_on}
     model.encoder.requires_grad_(training_args.unfreeze_encoder)
     model.encoder.exits.requires_grad_(False)  # no part of a classifier's forward pass
-    augmentation = HeadAugmentation(
-        training_args.crop_size,
-        data_seed(training_args),
-        perturb=training_args.perturb,
-        rotate=training_args.rotate,
-        flip=training_args.flip,
-    )
-    images = AugmentedRows(rows_train, augmentation, {"labels": column})
-    trained: tuple[nn.Module, AugmentedRows | _StoredFeatures] = (model, images)
+    trainer = HeadTrainer(model, training_args, rows, callbacks=callbacks)
     if training_args.cache_epochs:
+        images: Any = trainer.train_dataset
         stored = encode(model.encoder, images, training_args.cache_epochs, training_args)
-        trained = (_Head(model.classifier), stored)
-    adam = (
-        torch.optim.Adam,
-        {
-            "lr": training_args.learning_rate,
-            "betas": (training_args.adam_beta1, training_args.adam_beta2),
-            "eps": training_args.adam_epsilon,
-        },
-    )
-    trainer = HeadTrainer(
-        trained[0],
-        training_args,
-        trained[1],
-        row_sampler(rows_train, training_args),
-        SelfConImageProcessor(crop_size=training_args.processor_crop_size),
-        callbacks,
-        optimizer_cls_and_kwargs=adam if training_args.head_optimizer == "adam" else None,
-    )
-    return run(
-        trainer,
-        model,
-        {"stage": "head", "track": str(track), "names": list(names), "dataset": dict(dataset_record)},
-    )
+        order = trainer.row_sampler
+        trainer = HeadTrainer(_Head(model.classifier), training_args, stored, sampler=order, callbacks=callbacks)
+    record = {
+        "stage": "head",
+        "track": str(track),
+        "label_column": label_column,
+        "names": list(classes.values()),
+        "dataset": dict(dataset_record),
+        "held_out": len(held),
+    }
+
+    def finish() -> dict[str, Any]:
+        if why:
+            return _uncalibrated(model, why)
+        places = {value: place for place, value in enumerate(classes)}
+        try:
+            logits, labels = _evaluated(model, held, label_column, places, trainer)
+        except ImageError as error:  # not worth the training that came before
+            return _uncalibrated(model, f"an image that was held out cannot be read: {error.message}")
+        return fit_to(model, logits, labels, accept_known=training_args.accept_known)
+
+    return run(trainer, model, record, finish)
 
 
-def _check_classes(rows: datasets.Dataset, column: str, names: Sequence[str]) -> None:
-    present = sorted(rows.unique(column))
-    if present[0] < 0 or present[-1] >= len(names):
+@torch.no_grad()
+def _evaluated(
+    model: SelfConResNetForImageClassification,
+    rows: datasets.Dataset,
+    column: str,
+    places: Mapping[Any, int],
+    trainer: HeadTrainer,
+) -> tuple[NDArray[np.float64], NDArray[np.int_]]:
+    """Logits (rows, classes) of rows as the published model sees them, in float32, and their classes (rows,)."""
+    args = trainer.args
+    processor: Any = trainer.processing_class
+    plain = _Plain(rows, column, places, processor)
+    loader = DataLoader(plain, batch_size=_ENCODED_AT_A_TIME, num_workers=args.dataloader_num_workers)
+    nn.Module.to(model, args.device).eval()
+    logits, labels = [], []
+    for batch in tqdm(loader, desc="calibrating", disable=args.disable_tqdm):
+        logits.append(model(_on(args, batch["pixel_values"])).logits.float().cpu())
+        labels.append(batch["labels"])
+    return torch.cat(logits).double().numpy(), torch.cat(labels).numpy()
+
+
+class _Plain(Dataset[dict[str, Any]]):
+    """Rows as the saved processor prepares them."""
+
+    def __init__(
+        self, rows: datasets.Dataset, column: str, places: Mapping[Any, int], processor: SelfConImageProcessor
+    ) -> None:
+        rows = rows.select_columns(["image", column])
+        self.rows = rows.cast_column("image", datasets.Image(decode=False)).with_format(None)
+        self.column = column
+        self.places = places
+        self.processor = processor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row = self.rows[number]
+        prepared: Any = self.processor(images=[from_row(row["image"])], return_tensors="pt")
+        return {"pixel_values": prepared["pixel_values"][0], "labels": self.places[row[self.column]]}
+
+
+def fit_to(
+    model: SelfConResNetForImageClassification,
+    logits: NDArray[np.float64],
+    labels: NDArray[np.int_],
+    *,
+    accept_known: float = 0.95,
+) -> dict[str, Any]:
+    """Calibrates a classifier: changes its last layer and says in its configuration what was done.
+
+    Args:
+        model: whose logits these are.
+        logits: (rows, classes) of rows that it was not trained on.
+        labels: (rows,) their classes.
+        accept_known: share of the rows that open-set rejection accepts; only where more than detection is answered.
+
+    Returns:
+        The record for training.json: `calibration` and, for generators, `open_set`, as in the configuration.
+    """
+    if not np.isfinite(logits).all():
+        return _uncalibrated(model, "the logits are not finite")
+    detection = model.config.track == Track.DETECTION
+    scale, shifts = 1.0, np.zeros(logits.shape[1])
+    if detection:
+        # Built as (real, synthetic), so that the margin is that of synthetic.
+        line = calibration.fit_platt(logits[:, 1] - logits[:, 0], labels)
+        if line is None:
+            return _uncalibrated(model, "the held-out rows' logits do not rise with their class")
+        scale, shifts[1] = line
+        how = {"method": "platt", "slope": scale, "intercept": line[1], "threshold": 0.5}
+    else:
+        temperature = calibration.fit_temperature(logits, labels)
+        if temperature is None:
+            return _uncalibrated(model, "the held-out rows' logits say nothing of their class")
+        scale = 1 / temperature
+        how = {"method": "temperature", "temperature": temperature}
+    after = logits * scale + shifts
+    record = {"rows": len(labels), "before": _figures(logits, labels), "after": _figures(after, labels)}
+    last: Any = model.classifier[-1]
+    with torch.no_grad():
+        last.weight.mul_(scale)
+        last.bias.mul_(scale).add_(torch.as_tensor(shifts, dtype=last.bias.dtype, device=last.bias.device))
+    model.config.calibration = {**how, **record}
+    if detection:
+        return {"calibration": model.config.calibration}
+    threshold = calibration.accepting_threshold(calibration.energy(after), accept_known)
+    model.config.open_set = {"score": "energy", "threshold": threshold, "accepts": accept_known, "rows": len(labels)}
+    return {"calibration": model.config.calibration, "open_set": model.config.open_set}
+
+
+def _uncalibrated(model: SelfConResNetForImageClassification, why: str) -> dict[str, Any]:
+    model.config.calibration = {"method": "none", "why": why}
+    return {"calibration": model.config.calibration}
+
+
+def _figures(logits: NDArray[np.float64], labels: NDArray[np.int_]) -> dict[str, float]:
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = exponents / exponents.sum(axis=1, keepdims=True)
+    return {
+        "nll": round(calibration.negative_log_likelihood(probabilities, labels), 4),
+        "ece": round(calibration.expected_calibration_error(probabilities, labels), 4),
+    }
+
+
+def _parts(
+    rows: datasets.Dataset, column: str, share: float
+) -> tuple[datasets.Dataset, datasets.Dataset, str | None]:
+    """`held_out`, but that no class is held out as a whole, and nothing where that would be too little to fit to.
+
+    Returns:
+        What to train on, what to calibrate with, and why that is nothing, if so.
+    """
+    if not share:
+        return rows, rows.select(()), "no rows were held out for it"
+    kept, held = held_out(rows, share)
+    lost = set(values_of(held, column)) - set(values_of(kept, column))
+    if lost:
+        stays = np.array([value in lost for value in held[column][:]])
+        kept = datasets.concatenate_datasets([kept, held.select(np.flatnonzero(stays))])
+        held = held.select(np.flatnonzero(~stays))
+    if len(values_of(held, column)) < 2:
+        return rows, held.select(()), f"a share of {share:g} of {len(rows)} rows does not hold two classes"
+    return kept, held, None
+
+
+def _check_classes(names: Sequence[str], column: str, track: Track) -> None:
+    if track is Track.DETECTION and list(names) != list(map(str, Origin)):
         raise UsageError(
-            f"expected ids of the column {column} in 0..{len(names) - 1}, for {', '.join(names)}, got {present}: "
-            "for identification pass synthetic rows only"
+            f"expected rows with the label real and rows with the label synthetic, got {', '.join(names)}: add data, "
+            "or choose another track"
         )
-    if len(present) < 2:
+    if len(names) < 2:
         raise UsageError(
-            f"expected rows of two classes or more to tell apart, got only {names[present[0]]}: add data, or choose "
-            "another track"
+            f"expected rows of two classes or more in the column {column} to tell apart, got only "
+            f"{', '.join(names)}: add data, or choose another track or column"
         )

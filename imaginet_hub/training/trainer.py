@@ -1,45 +1,47 @@
 """Stage 1: the encoder learns representations by self-contrastive learning, with transformers' `Trainer`.
 
-The defaults are the recipe of ImagiNet's paper (Boychev & Cholakov 2025, arXiv:2407.20020, training details, and
-their code for what it leaves open): SGD with momentum .9 and weight decay 1e-4 on all parameters, batches of 200
-crops of 96 pixels, a linear warm-up from 1e-4 of the learning rate over the first fortieth of the run, then a cosine
-to a thousandth of it; 400 epochs. The schedule moves with every step, theirs with every epoch. `PRESETS["quick"]`
-is for small machines.
+The recipe and how to depart from it: `imaginet_hub.training.arguments`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import platform
-import re
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.utils.data import Sampler, default_collate
-from transformers import HfArgumentParser, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from torch.utils.data import Dataset, Sampler, default_collate
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from imaginet_hub.data.units import one_line
-from imaginet_hub.errors import DataNotFoundError, ImagiNetError, ModelError, UsageError
-from imaginet_hub.labels import Origin
-from imaginet_hub.selfcon import (
-    SelfConImageProcessor,
-    SelfConResNetConfig,
-    SelfConResNetForPreTraining,
-    save_publishable,
+from imaginet_hub.data.loading import held_out, values_of
+from imaginet_hub.errors import DataNotFoundError, ModelError, UsageError
+from imaginet_hub.labels import Origin, Track, id2label
+from imaginet_hub.selfcon import SelfConImageProcessor, SelfConResNetPreTrainedModel, save_publishable
+from imaginet_hub.training.arguments import (
+    ARCHITECTURE,
+    OBJECTIVES,
+    PRESETS,
+    UPLOAD,
+    Objective,
+    RowTrainingArguments,
+    SelfConModelArguments,
+    SelfConTrainingArguments,
+    parse_train_args,
 )
 from imaginet_hub.training.augment import (
     AugmentedRows,
@@ -49,12 +51,13 @@ from imaginet_hub.training.augment import (
     balanced_shares,
     check_rows,
 )
-from imaginet_hub.training.losses import ImagiNetLoss
+from imaginet_hub.training.grad_cache import all_gather, cached_backward
+from imaginet_hub.training.initial import build_classifier, build_model, init_in_full, is_new
+from imaginet_hub.training.losses import CrossEntropyLoss, ImagiNetLoss, SelfConLoss, SupConLoss
 
 __all__ = [
     "PRESETS",
     "RowTrainer",
-    "RowTrainingArguments",
     "SelfConModelArguments",
     "SelfConTrainer",
     "SelfConTrainingArguments",
@@ -63,187 +66,13 @@ __all__ = [
     "train",
 ]
 
-#: Values that replace the defaults of `SelfConModelArguments` and `SelfConTrainingArguments`, by preset name.
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    # For two cores and minutes: timm's smallest ResNet, whose stem can then keep the full resolution, on small crops.
-    # SGD at a batch of 64 lets the projections of a random start collapse to one point; AdamW does not.
-    "quick": {
-        "backbone": "test_resnet",
-        "stem_stride": 1,
-        "crop_size": 48,
-        "per_device_train_batch_size": 64,
-        "num_train_epochs": 7,
-        "learning_rate": 0.003,
-        "optim": "adamw_torch",
-        "warmup_steps": 0.1,
-        "temperature": 0.1,
-        "perturb": 0.1,
-        "balance": True,
-    },
-}
-
-#: The fields of the configuration that make the encoder and its projection heads.
-ARCHITECTURE = ("backbone", "stem_stride", "exit_stages", "projection_dim")
-
 _LABELS = "label"
 _FAMILIES = "generator_family"
-_STEPPED_COSINE = "cosine_warmup_with_min_lr"
 _HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm")
 # Of a run's arguments, what names places on somebody's disk or accounts.
 _PRIVATE = {"output_dir", "run_name", "resume_from_checkpoint", "project", "deepspeed", "fsdp_config"}
-
-
-def default(name: str, value: Any) -> Any:
-    """A dataclass field of TrainingArguments with another default and the same help."""
-    return dataclasses.field(default=value, metadata=dict(TrainingArguments.__dataclass_fields__[name].metadata))
-
-
-def option(value: Any, text: str) -> Any:
-    """A dataclass field with its help."""
-    return dataclasses.field(default=value, metadata={"help": text})
-
-
-@dataclasses.dataclass
-class RowTrainingArguments(TrainingArguments):
-    """What both stages take besides transformers' arguments; some of those with quieter defaults."""
-
-    # HfArgumentParser reads the union in transformers' order only.
-    report_to: None | str | list[str] = default("report_to", "none")  # noqa: RUF009, RUF036
-    save_strategy: str = default("save_strategy", "no")
-    logging_steps: float = default("logging_steps", 10)
-    max_grad_norm: float = default("max_grad_norm", 0.0)
-    remove_unused_columns: bool = default("remove_unused_columns", False)
-    dataloader_pin_memory: bool = default("dataloader_pin_memory", torch.cuda.is_available())
-
-    crop_size: int = option(96, "Side of the training crops in pixels.")
-    perturb: float = option(0.5, "Probability that a crop is compressed, blurred or made noisy.")
-    rotate: float = option(0.33, "Probability of 0 to 3 quarter turns.")
-    flip: float = option(0.33, "Probability of a horizontal, vertical or double flip.")
-    balance: bool = option(
-        False, "Give real and synthetic images, and each generator family, the same share of every batch."
-    )
-    channels_last: bool = option(True, "Keep images and weights in channels-last memory order, which is faster.")
-    processor_crop_size: int = option(256, "Side of the centre crop that the saved image processor takes, in pixels.")
-
-    def __post_init__(self) -> None:
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers takes bf16 on a CPU only where the CPU was asked for
-        super().__post_init__()
-        if self.push_to_hub:
-            raise UsageError("expected no --push_to_hub: train into a folder, look at it, then upload that folder")
-        if self.per_device_train_batch_size < 2:
-            raise UsageError(
-                f"expected a batch of 2 images or more, got {self.per_device_train_batch_size}: one image has nothing "
-                "to be compared with; raise --per_device_train_batch_size"
-            )
-
-
-@dataclasses.dataclass
-class SelfConTrainingArguments(RowTrainingArguments):
-    """How stage 1 is trained. The defaults are the paper's recipe; see the module's docstring."""
-
-    per_device_train_batch_size: int = default("per_device_train_batch_size", 200)
-    num_train_epochs: float = default("num_train_epochs", 400)
-    learning_rate: float = default("learning_rate", 0.005)
-    lr_scheduler_type: str = default("lr_scheduler_type", _STEPPED_COSINE)
-    warmup_steps: float = default("warmup_steps", 0.025)
-    optim: str = default("optim", "sgd")
-    weight_decay: float = default("weight_decay", 1e-4)
-    dataloader_drop_last: bool = default("dataloader_drop_last", True)
-
-    temperature: float = option(0.07, "What the similarities of projections are divided by.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # Given as defaults, these would also reach the schedules and optimisers that do not know them.
-        if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == _STEPPED_COSINE:
-            self.lr_scheduler_kwargs = {"min_lr_rate": 1e-3, "warmup_lr_rate": 1e-4}
-        if self.optim_args is None and self.optim == "sgd":
-            self.optim_args = "momentum=0.9"
-
-
-@dataclasses.dataclass
-class SelfConModelArguments:
-    """Which network stage 1 trains and what its weights start from."""
-
-    backbone: str | None = option(
-        None, "A ResNet's name in timm, e.g. resnet18. Default: resnet50, or that of the model that --init names."
-    )
-    stem_stride: int | None = option(
-        None, "1: no early down-sampling, as in the paper; 2: the common stem, about 12 times cheaper. Default: 1."
-    )
-    exit_stages: list[int] | None = dataclasses.field(
-        default=None, metadata={"help": "Stages, counted from 1, after which an exit is trained. Default: 2."}
-    )
-    projection_dim: int | None = option(None, "Length of the compared projections. Default: 128.")
-    init: str = option(
-        "random",
-        "Weights to start from: random; timm or timm:TAG (ImageNet weights, downloaded; the paper's are "
-        "timm:tv2_in1k); a .safetensors file with a timm or torchvision ResNet's weights; a folder or Hub id of a "
-        "model of this family.",
-    )
-
-    def __post_init__(self) -> None:
-        if self.stem_stride not in (None, 1, 2):
-            raise UsageError(f"expected --stem_stride 1 or 2, got {self.stem_stride}")
-
-
-class ArgumentParser(HfArgumentParser):
-    """Errors as exceptions, no guessing of abbreviations."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-    def dataclasses_of(
-        self, argv: Sequence[str], out: str | Path, presets: Mapping[str, Mapping[str, Any]]
-    ) -> tuple[Any, ...]:
-        """The dataclasses that the flags fill, then what else was parsed.
-
-        Args:
-            argv: flags and values; among them `--preset NAME`, by default "paper".
-            out: the folder to train into.
-            presets: by name, defaults that replace those of the dataclasses.
-
-        Raises:
-            UsageError: an unknown flag, with the closest ones; a value that cannot be used.
-        """
-        self.add_argument("--preset", choices=sorted(presets), default="paper", help="Which defaults the flags have.")
-        chosen, _ = self.parse_known_args([*argv, "--output_dir", str(out)])
-        self.set_defaults(**presets[chosen.preset])
-        try:
-            *parsed, unknown = self.parse_args_into_dataclasses(
-                [*argv, "--output_dir", str(out)], return_remaining_strings=True, look_for_args_file=False
-            )
-        except ValueError as error:  # transformers' own checks of its arguments
-            raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
-        if unknown:
-            name, _, _ = unknown[0].partition("=")
-            close = difflib.get_close_matches(name, self._option_string_actions, n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else "see --help"
-            raise UsageError(f"unknown option {name}: {hint}")
-        return tuple(parsed)
-
-
-def parse_train_args(argv: Sequence[str], out: str | Path) -> tuple[SelfConModelArguments, SelfConTrainingArguments]:
-    """Flags of `imaginet train` as arguments of `train`.
-
-    Every field of the two dataclasses is a flag (transformers' rules: `--balance`, `--no_channels_last`, `--bf16`);
-    `--preset paper|quick` chooses what is the default of the others.
-
-    Args:
-        argv: flags and values.
-        out: the folder to train into.
-
-    Raises:
-        UsageError: an unknown flag, with the closest ones; a value that cannot be used.
-    """
-    parser = ArgumentParser([SelfConModelArguments, SelfConTrainingArguments], prog="imaginet train")
-    model_arguments, training_arguments, _ = parser.dataclasses_of(argv, out, PRESETS)
-    return model_arguments, training_arguments
+#: The folder inside OUT that a finished model is written in before its files get their names.
+_STAGING = ".model.incomplete"
 
 
 class _Bar(ProgressCallback):
@@ -267,14 +96,16 @@ class _Epochs(TrainerCallback):
 
 
 class RowTrainer(Trainer):
-    """transformers' `Trainer` on keyed rows: our order of rows, channels-last memory, no pickles beside a model.
+    """transformers' `Trainer` on rows of images: our order of rows, channels-last memory, no pickles beside a model.
 
     Args:
         model: what to train.
         args: how.
-        rows: data set that a `RowKey` indexes.
-        sampler: the keys of an epoch.
-        processor: saved beside the weights.
+        train_dataset: a `datasets.Dataset` with an image column, which is augmented and sampled as `args` say; or any
+            data set that a `RowKey` indexes.
+        eval_dataset: likewise; always seen with the augmentations of epoch 0.
+        sampler: the keys of an epoch; for a `datasets.Dataset` by default as `args` say.
+        processing_class: saved beside the weights.
         callbacks: further `TrainerCallback`s.
         **kwargs: further arguments of `Trainer`.
     """
@@ -285,28 +116,43 @@ class RowTrainer(Trainer):
         self,
         model: nn.Module,
         args: RowTrainingArguments,
-        rows: Any,
-        sampler: RowSampler,
-        processor: SelfConImageProcessor,
+        train_dataset: datasets.Dataset | Dataset[Any],
+        eval_dataset: datasets.Dataset | Dataset[Any] | None = None,
+        *,
+        sampler: RowSampler | None = None,
+        processing_class: SelfConImageProcessor | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         **kwargs: Any,
     ) -> None:
+        if sampler is None:
+            sampler = self.sampler_of(train_dataset, args)
         self.row_sampler = sampler
-        self.processor = processor
         if args.channels_last:
             model = model.to(memory_format=torch.channels_last)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=rows,
+            train_dataset=self._augmented(train_dataset, args),
+            eval_dataset=None if eval_dataset is None else self._augmented(eval_dataset, args),
             data_collator=default_collate,
-            processing_class=processor,
+            processing_class=processing_class or SelfConImageProcessor(crop_size=args.processor_crop_size),
             callbacks=[_Epochs(sampler), *callbacks],
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(_Bar)
+
+    def sampler_of(self, rows: Any, args: Any) -> RowSampler:
+        """The order of rows that the arguments ask for."""
+        raise NotImplementedError
+
+    def rows_of(self, rows: datasets.Dataset, args: Any) -> AugmentedRows:
+        """The rows as the arguments ask for them to be seen."""
+        raise NotImplementedError
+
+    def _augmented(self, rows: Any, args: Any) -> Any:
+        return self.rows_of(rows, args) if isinstance(rows, datasets.Dataset) else rows
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[RowKey]:
         return self.row_sampler
@@ -317,7 +163,7 @@ class RowTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
-        if self.args.channels_last and "pixel_values" in inputs:
+        if self.args.channels_last and "pixel_values" in inputs and inputs["pixel_values"].ndim == 4:
             inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
         return inputs
 
@@ -328,165 +174,133 @@ class RowTrainer(Trainer):
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             _write_json(folder / "training_args.json", public_arguments(self.args))
 
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not from here: a repository is made of a finished folder.
+
+        Raises:
+            UsageError: always, with the command that does it.
+        """
+        raise UsageError(
+            f"expected a finished model folder to publish, got a trainer: write one with train(), then {UPLOAD}"
+        )
+
 
 class SelfConTrainer(RowTrainer):
-    """Minimises ImagiNet's contrastive loss over the views that one image gives: the backbone's and its exits'.
+    """Trains by self-contrastive learning: `transformers.Trainer` with ImagiNet's loss, augmentation and sampling.
 
-    Inputs are `pixel_values` and, beside them, `labels` (origin) and `families` (generator family).
+    The loss compares the views that an image gives, the backbone's and its exits' of each of its crops, with those of
+    the whole batch, over all processes: `per_device_train_batch_size` images in each. With `mini_batch_size` below
+    that, gradients are cached (see `imaginet_hub.training.grad_cache` for what stays the same). Gradients that are
+    accumulated (`gradient_accumulation_steps`) are those of several smaller batches instead.
+
+    Args:
+        model: a `SelfConResNetForPreTraining`; a `SelfConResNetForImageClassification` for the objective
+            "cross_entropy".
+        args: how.
+        train_dataset: a `datasets.Dataset` with the columns image, label (real, synthetic) and generator_family, which
+            come as `pixel_values`, `labels` and `families`.
+        **kwargs: see `RowTrainer`.
+
+    Raises:
+        UsageError: rows that cannot be trained with.
     """
 
     args: SelfConTrainingArguments
 
+    @property
+    def aim(self) -> Objective:
+        """What is minimised."""
+        return OBJECTIVES[self.args.objective]
+
+    @property
+    def loss_function(self) -> SelfConLoss | CrossEntropyLoss:
+        """The loss, as the arguments ask for it."""
+        if self.aim.classifier:
+            return CrossEntropyLoss()
+        if self.aim.families:
+            return ImagiNetLoss(self.args.temperature, weights=(1.0, 1.0))
+        return (SelfConLoss if self.aim.exits else SupConLoss)(self.args.temperature)
+
+    def sampler_of(self, rows: Any, args: SelfConTrainingArguments) -> RowSampler:
+        """Any order, or one that is balanced within the columns label and generator_family."""
+        return row_sampler(rows, args, (_LABELS, _FAMILIES))
+
+    def rows_of(self, rows: datasets.Dataset, args: SelfConTrainingArguments) -> AugmentedRows:
+        """Crops of the rows, with their origin and generator family."""
+        columns = {"labels": _LABELS, "families": _FAMILIES}
+        check_rows(rows, ["image", *columns.values()])
+        _check_origins(rows)
+        augmentation = TrainAugmentation(
+            args.crop_size, data_seed(args), perturb=args.perturb, rotate=args.rotate, flip=args.flip
+        )
+        return AugmentedRows(rows, augmentation, columns, crops_per_image=args.crops_per_image)
+
+    def views(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
+        """What the loss is made of: (images, crops x exits and backbone, projection_dim), or logits in its place."""
+        if self.args.freeze_batchnorm:  # Trainer has just put everything in training mode
+            freeze_batchnorm(self.accelerator.unwrap_model(model).encoder)
+        images = len(pixel_values)
+        if pixel_values.ndim == 5:
+            pixel_values = pixel_values.flatten(0, 1)
+            if self.args.channels_last:
+                pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        outputs = model(pixel_values=pixel_values)
+        if self.aim.classifier:
+            views = outputs["logits"][:, None]
+        else:
+            exits = outputs["exit_projections"] if self.aim.exits else ()
+            views = torch.stack([outputs["projections"], *exits], dim=1)
+        return views.reshape(images, -1, views.shape[-1])
+
+    def loss_of(self, views: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The loss of a batch's views; see `imaginet_hub.training.losses`."""
+        labels = inputs["labels"]
+        if self.aim.classifier:  # a mean over images, so that each process may take its own
+            return self.loss_function(views.flatten(0, 1), labels.repeat_interleave(views.shape[1]))
+        if self.aim.families:
+            labels = torch.stack([labels, inputs["families"]], dim=1)
+        return self.loss_function(all_gather(views), all_gather(labels))
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor | tuple[Tensor, Any]:
-        """The loss of a batch; see `imaginet_hub.training.losses.imaginet_loss`."""
-        outputs = model(pixel_values=inputs["pixel_values"])
-        views = torch.stack([outputs["projections"], *outputs["exit_projections"]], dim=1)
-        labels = torch.stack([inputs["labels"], inputs["families"]], dim=1)
-        loss = self.loss_function(views, labels)
-        return (loss, outputs) if return_outputs else loss
+        """The loss of a batch, encoded in one piece."""
+        views = self.views(model, inputs["pixel_values"])
+        loss = self.loss_of(views, inputs)
+        return (loss, {"loss": loss, "views": views}) if return_outputs else loss
 
-    @property
-    def loss_function(self) -> ImagiNetLoss:
-        """The loss, as the arguments ask for it."""
-        return ImagiNetLoss(self.args.temperature, weights=(1.0, 1.0))
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of a batch, in mini-batches where the arguments ask for them."""
+        most = self.args.mini_batch_size
+        if not most or len(inputs["pixel_values"]) <= most:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        switch = getattr(self.optimizer, "train", None)
+        if callable(switch):
+            switch()
+        inputs = self._prepare_inputs(inputs)
 
+        def encode(pixel_values: Tensor) -> Tensor:
+            with self.compute_loss_context_manager():
+                return self.views(model, pixel_values)
 
-def build_model(arguments: SelfConModelArguments) -> SelfConResNetForPreTraining:
-    """The network that the arguments describe, its weights initialised as they ask.
-
-    Random weights depend on torch's global seed.
-
-    Raises:
-        UsageError: the architecture contradicts that of the model to start from.
-        DataNotFoundError: no such file or folder.
-        ModelError: weights that cannot be had or do not fit, a pickle, a backbone that the family does not have.
-    """
-    asked = {name: getattr(arguments, name) for name in ARCHITECTURE if getattr(arguments, name) is not None}
-    kind, _, tag = arguments.init.partition(":")
-    if kind not in ("random", "timm") and not arguments.init.endswith((".safetensors", *_PICKLES)):
-        return _from_family(arguments.init, asked)
-    with config_errors():
-        model = SelfConResNetForPreTraining(SelfConResNetConfig(**asked))
-    if kind != "random":
-        weights = _timm_weights(model.config.backbone, tag) if kind == "timm" else _file_weights(Path(arguments.init))
-        _fill_backbone(model, weights, arguments.init)
-    return model
-
-
-@contextmanager
-def config_errors() -> Iterator[None]:
-    """What a configuration, the network made of it or its weights refuse, or stumble over, as a ModelError."""
-    try:
-        yield
-    except ImagiNetError:
-        raise
-    except StrictDataclassError as error:
-        raise ModelError(_one_line(error.__cause__ or error)) from error
-    except (OSError, ValueError) as error:
-        raise ModelError(_one_line(error)) from error
-    except _STUMBLES as error:
-        raise ModelError(f"expected a usable model, got {type(error).__name__}: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return one_line(" ".join(str(error).split()))
-
-
-#: What transformers, torch and timm raise on files that they did not expect.
-_STUMBLES = (SafetensorError, TypeError, AttributeError, LookupError, ImportError, RuntimeError)
-_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-
-
-def _from_family(source: str, asked: Mapping[str, Any]) -> SelfConResNetForPreTraining:
-    config = load_config(source)
-    for name, value in asked.items():
-        if getattr(config, name) != (tuple(value) if isinstance(value, list) else value):
-            raise UsageError(
-                f"expected --{name} {getattr(config, name)}, which the model of --init has, or no --{name} at all; "
-                f"got {value}"
-            )
-    # A classifier has no projection heads, so that new ones are what is wanted; elsewhere they would be lost ones.
-    wanted = config.track is not None or "projection_dim" in asked
-    new = {"projection_dim": config.projection_dim} if wanted else {}
-    with config_errors():
-        model = SelfConResNetForPreTraining.from_pretrained(source, **new)
-    model.config.track = None
-    return model
-
-
-def load_config(source: str) -> SelfConResNetConfig:
-    """The configuration of a model of this family, in a folder or on the Hub.
-
-    Raises:
-        DataNotFoundError: neither a folder nor a Hub id.
-        ModelError: no configuration can be read there, or that of another family.
-    """
-    if not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise DataNotFoundError(f"no model at {source!r}: expected a folder with config.json or a Hub id OWNER/NAME")
-    try:
-        with config_errors():
-            fields, _ = SelfConResNetConfig.get_config_dict(source)
-    except ModelError as error:
-        raise ModelError(f"expected a model of this family at {source!r}, got none: {error}") from error
-    kind = fields.get("model_type") if isinstance(fields, dict) else f"a {type(fields).__name__} as config.json"
-    if kind != SelfConResNetConfig.model_type:
-        raise ModelError(f"expected a model of type {SelfConResNetConfig.model_type} at {source!r}, got {kind}")
-    with config_errors():
-        return SelfConResNetConfig.from_dict(fields)
-
-
-def _timm_weights(backbone: str, tag: str) -> Mapping[str, Tensor]:
-    import timm
-
-    name = f"{backbone}.{tag}" if tag else backbone
-    if not timm.list_models(name, pretrained=True) and not timm.is_model_pretrained(name):
-        known = ", ".join(timm.list_pretrained(f"{backbone}.*")) or "none"
-        raise ModelError(f"expected pretrained weights of timm's {name}, which has {known}; or pass --init random")
-    try:
-        return timm.create_model(name, pretrained=True).state_dict()
-    except (OSError, RuntimeError) as error:
-        raise ModelError(
-            f"expected to download timm's weights of {name}, got: {error}. Offline, pass --init FILE.safetensors with "
-            "these weights, or --init random"
-        ) from error
-
-
-def _file_weights(file: Path) -> Mapping[str, Tensor]:
-    from safetensors.torch import load_file
-
-    if file.suffix in _PICKLES:
-        raise ModelError(
-            f"expected a .safetensors file, got {file.name}: pickles are not read; if it is one of upstream's "
-            "checkpoints, turn it into a model folder first: imaginet convert"
-        )
-    if not file.is_file():
-        raise DataNotFoundError(f"no weights at {file}: expected a .safetensors file")
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ModelError(f"{file}: expected a safetensors file, but {error}") from error
-
-
-def _fill_backbone(model: SelfConResNetForPreTraining, weights: Mapping[str, Tensor], source: str) -> None:
-    """A plain ResNet's weights into the encoder; names as in timm and torchvision, which agree."""
-    backbone = model.encoder.backbone
-    own = {name: value for name, value in weights.items() if not name.startswith("fc.")}
-    problem = backbone.load_state_dict(own, strict=False) if _shapes_fit(backbone, own) else None
-    if problem is None or problem.missing_keys or problem.unexpected_keys:
-        expected = backbone.state_dict()
-        raise ModelError(
-            f"the weights of {source!r} are not those of a {model.config.backbone}: expected {len(expected)} tensors "
-            f"such as {next(iter(expected))}, got {len(own)} such as {next(iter(own), 'none')}, and not all of them "
-            "with the right name and shape; choose the --backbone they belong to"
+        return cached_backward(
+            encode,
+            inputs["pixel_values"].split(most),
+            lambda views: self.loss_of(views, inputs) / self.current_gradient_accumulation_steps,
+            model=self.accelerator.unwrap_model(model),
+            backward=self.accelerator.backward,
+            unsynced=lambda: self.accelerator.no_sync(model),
         )
 
 
-def _shapes_fit(module: nn.Module, weights: Mapping[str, Tensor]) -> bool:
-    return all(
-        name not in weights or weights[name].shape == value.shape for name, value in module.state_dict().items()
-    )
+def freeze_batchnorm(module: nn.Module) -> None:
+    """Puts BatchNorm layers in evaluation mode; their scales and shifts go on learning."""
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
 
 
 def train(
@@ -518,84 +332,126 @@ def train(
     """
     check_rows(rows_train, ["image", _LABELS, _FAMILIES])
     _check_origins(rows_train)
-    _check_batch(len(rows_train), training_args)
+    rows, held = held_out(rows_train, training_args.held_out)
+    _check_batch(len(rows), training_args)
+    claim(training_args)
     set_seed(training_args.seed)
-    model = build_model(model_args)
+    objective = OBJECTIVES[training_args.objective]
+    if model_args.exit_stages is None and not objective.exits and is_new(model_args):
+        model_args = dataclasses.replace(model_args, exit_stages=[])
+    model: Any = build_model(model_args)
     earlier = model.config.trained_on
+    if objective.classifier:
+        model = build_classifier(model, id2label=id2label(map(str, Origin)), track=str(Track.DETECTION))
+    if not objective.exits:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("exit" not in name)
     model.config.trained_on = {**dataset_record, **({"init": earlier} if earlier else {})}
-    seed = data_seed(training_args)
-    augmentation = TrainAugmentation(
-        training_args.crop_size,
-        seed,
-        perturb=training_args.perturb,
-        rotate=training_args.rotate,
-        flip=training_args.flip,
-    )
-    trainer = SelfConTrainer(
-        model,
-        training_args,
-        AugmentedRows(rows_train, augmentation, {"labels": _LABELS, "families": _FAMILIES}),
-        row_sampler(rows_train, training_args),
-        SelfConImageProcessor(crop_size=training_args.processor_crop_size),
-        callbacks,
-    )
-    return run(
-        trainer,
-        model,
-        {
-            "stage": "representation",
-            "model": {
-                "init": _public_source(model_args.init),
-                **{name: getattr(model.config, name) for name in ARCHITECTURE},
-            },
-            "loss": {"name": "ImagiNetLoss", **trainer.loss_function.get_config_dict()},
-            "dataset": dict(dataset_record),
+    trainer = SelfConTrainer(model, training_args, rows, callbacks=callbacks)
+    record: dict[str, Any] = {
+        "stage": "end to end" if objective.classifier else "representation",
+        "model": {
+            "init": _public_source(init_in_full(model_args)),
+            **{name: getattr(model.config, name) for name in ARCHITECTURE},
         },
-    )
+        "loss": {"name": type(trainer.loss_function).__name__, **trainer.loss_function.get_config_dict()},
+        "dataset": dict(dataset_record),
+        "held_out": len(held),
+    }
+    return run(trainer, model, record)
 
 
-def run(trainer: RowTrainer, model: Any, record: Mapping[str, Any]) -> Path:
+def run(
+    trainer: RowTrainer,
+    model: SelfConResNetPreTrainedModel,
+    record: dict[str, Any],
+    finish: Callable[[], Mapping[str, Any]] = dict,
+) -> Path:
     """Trains, then writes the model folder with `record` and the run's particulars in training.json.
 
     Args:
         trainer: ready to train.
         model: what to save; the trainer's model or one that contains it.
         record: what training.json says besides arguments, history, versions and seconds.
+        finish: called with the trained model in evaluation mode, before it is saved; gives more of the record.
     """
     args = trainer.args
     started = time.perf_counter()
-    result = trainer.train(resume_from_checkpoint=_checkpoint(args))
+    result = trainer.train(resume_from_checkpoint=_checkpoint(args, model.config))
     folder = out_folder(args)
     if trainer.is_world_process_zero():
-        model.to("cpu", memory_format=torch.contiguous_format).eval()
-        save_publishable(model, trainer.processor, folder)
+        model.eval()
+        record = {**record, **finish()}
+        on_cpu: Any = model
+        on_cpu.to("cpu", memory_format=torch.contiguous_format)
         history = [
             {name: entry[name] for name in _HISTORY if name in entry}
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
-        _write_json(
-            folder / "training.json",
-            {
-                **record,
-                "steps": result.global_step,
-                "epochs": trainer.state.epoch,
-                "final_loss": history[-1]["loss"] if history else result.training_loss,
-                "seconds": round(time.perf_counter() - started, 1),
-                "seed": args.seed,
-                "arguments": public_arguments(args),
-                "versions": _versions(),
-                "history": history,
-            },
-        )
+        record |= {
+            "steps": result.global_step,
+            "epochs": trainer.state.epoch,
+            "final_loss": history[-1]["loss"] if history else result.training_loss,
+            "seconds": round(time.perf_counter() - started, 1),
+            "processes": args.world_size,
+            "seed": args.seed,
+            "arguments": public_arguments(args),
+            "versions": _versions(),
+            "history": history,
+        }
+        _save_final(model, trainer.processing_class, folder, record)
     return folder
 
 
-def row_sampler(rows: datasets.Dataset, args: RowTrainingArguments) -> RowSampler:
-    """The order of the rows that the arguments ask for; balanced within the columns label and generator_family."""
+def _save_final(model: SelfConResNetPreTrainedModel, processor: Any, folder: Path, record: Mapping[str, Any]) -> None:
+    """Every file under another name first; the weights, by which a folder is known to be done, come last."""
+    staging = folder / _STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    save_publishable(model, processor, staging)
+    _write_json(staging / "training.json", record)
+    for file in sorted(staging.iterdir(), key=lambda file: file.suffix == ".safetensors"):
+        file.replace(folder / file.name)
+    staging.rmdir()
+
+
+def claim(args: RowTrainingArguments) -> None:
+    """Makes OUT, and sees before hours of work that it can be written and holds nothing that would be lost.
+
+    Raises:
+        UsageError: it cannot, or it holds a model or checkpoints and neither to go on nor to overwrite was asked for.
+    """
+    if args.process_index:
+        return
+    folder = out_folder(args)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"expected OUT to be a folder that can be made and written, got {folder}: {error.strerror or error}"
+        ) from error
+    checkpoints = _checkpoints(folder)
+    held = [SAFE_WEIGHTS_NAME] * (folder / SAFE_WEIGHTS_NAME).exists() + [path.name for path in checkpoints]
+    if _resumes(args) or not held:
+        return
+    if not args.overwrite:
+        go_on = "--resume_from_checkpoint last to go on with what is there, " if checkpoints else ""
+        raise UsageError(
+            f"expected OUT to hold no model yet, got {held[0]} in {folder}: pass {go_on}--overwrite to replace it, or "
+            "another OUT"
+        )
+    for path in checkpoints:
+        shutil.rmtree(path)
+
+
+def row_sampler(rows: datasets.Dataset, args: RowTrainingArguments, columns: Sequence[str]) -> RowSampler:
+    """The order of the rows that the arguments ask for; balanced over one column, or one and a second in it."""
     if not args.balance:
         return RowSampler([0] * len(rows), seed=data_seed(args))
-    groups, shares = balanced_shares(rows[_LABELS][:], rows[_FAMILIES][:])
+    check_rows(rows, columns)
+    groups, shares = balanced_shares(rows[columns[0]][:], rows[columns[-1]][:])
     return RowSampler(groups, shares, data_seed(args))
 
 
@@ -623,7 +479,7 @@ def _check_origins(rows: datasets.Dataset) -> None:
             f"expected the column {_LABELS} to be a ClassLabel with the names {', '.join(Origin)}, got "
             f"{', '.join(names) or feature}: build the data set with `imaginet build`"
         )
-    present = set(rows.unique(_LABELS))
+    present = set(values_of(rows, _LABELS))
     if present != {0, 1}:
         raise UsageError(
             f"expected real and synthetic rows, got only the label {', '.join(names[i] for i in present)}: "
@@ -639,22 +495,67 @@ def _check_batch(rows: int, args: RowTrainingArguments) -> None:
         )
 
 
-def _checkpoint(args: TrainingArguments) -> str | None:
-    asked = args.resume_from_checkpoint
-    if not asked or str(asked).lower() == "false":
+def _resumes(args: TrainingArguments) -> bool:
+    return bool(args.resume_from_checkpoint) and str(args.resume_from_checkpoint).lower() != "false"
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The newest first."""
+    found = (path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdecimal())
+    return sorted(found, key=lambda path: -int(path.name.rpartition("-")[2]))
+
+
+def _checkpoint(args: TrainingArguments, config: Any) -> str | None:
+    """The checkpoint to go on from, if any is asked for; "last" passes over one that a kill left unfinished.
+
+    Raises:
+        DataNotFoundError: there is none.
+        ModelError: it is not whole.
+        UsageError: it is that of another network.
+    """
+    if not _resumes(args):
         return None
-    if str(asked).lower() in ("last", "true"):
+    asked = str(args.resume_from_checkpoint)
+    if asked.lower() in ("last", "true"):
         folder = out_folder(args)
-        found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        if found is None:
+        whole = (path for path in _checkpoints(folder) if _damage(path) is None)
+        path = next(whole, None)
+        if path is None:
             raise DataNotFoundError(
                 f"no checkpoint to resume from in {folder}: expected a folder checkpoint-*, which "
                 "--save_strategy steps or epoch writes"
             )
-        return str(found)
-    if not Path(asked, "trainer_state.json").is_file():
-        raise DataNotFoundError(f"no checkpoint at {asked}: expected a folder checkpoint-* or the word last")
-    return str(asked)
+    else:
+        path = Path(asked).expanduser()
+        if not (path / TRAINER_STATE_NAME).is_file():
+            raise DataNotFoundError(f"no checkpoint at {asked}: expected a folder checkpoint-* or the word last")
+        damage = _damage(path)
+        if damage is not None:
+            raise ModelError(
+                f"{asked}: expected a whole checkpoint, got one with {damage}; resume from an earlier one"
+            )
+    config_file = path / CONFIG_NAME  # a head on stored features has none
+    there = json.loads(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
+    for name in ARCHITECTURE:
+        here = getattr(config, name)
+        if there and there.get(name) != (list(here) if isinstance(here, tuple) else here):
+            raise UsageError(
+                f"expected --{name} {there.get(name)}, which the checkpoint {path.name} has, got {here}; resume with "
+                "the flags that the run was started with"
+            )
+    return str(path)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint; its state is the last file that is written."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        with safe_open(checkpoint / SAFE_WEIGHTS_NAME, framework="pt"):
+            pass
+        broken = [n for n in (OPTIMIZER_NAME, SCHEDULER_NAME) if not zipfile.is_zipfile(checkpoint / n)]
+    except (OSError, ValueError, SafetensorError) as error:
+        return f"an unreadable file ({error})"
+    return f"{broken[0]} missing or cut short" if broken else None
 
 
 def _public_source(init: str) -> str:

@@ -49,7 +49,7 @@ def sent(mirror: Mirror) -> int:
     return sum(request.sent for request in mirror.requests if request.host == "cdn")
 
 
-@pytest.mark.parametrize("sha", [SHA, None])
+@pytest.mark.parametrize("sha", [SHA, None], ids=["sum", "none"])
 def test_once(sha: str | None, http: Http, remote: Remote, target: Path, mirror: Mirror) -> None:
     moved: list[int] = []
     download(http, remote, target, len(DATA), sha, moved.append)

@@ -315,30 +315,36 @@ def measured(file: Path, way: str, *names: str) -> tuple[int, int, int, float, s
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 
 
-@linux
-@pytest.mark.parametrize("way", [*WAYS, "both"])
-def test_bombs(way: str, tmp_path: Path) -> None:
-    """Hundreds of megabytes of zeros in a few kilobytes: refused by their size, or passed over."""
-    zeros = tmp_path / "zeros"
+@pytest.fixture(scope="module")
+def bombs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Zeros that are refused by their size; and just below that, many in one block."""
+    folder, good = tmp_path_factory.mktemp("bombs"), os.urandom(10_000)
+    zeros = folder / "zeros"
     with zeros.open("wb") as file:
         file.truncate(400 * 1024**2)
-    good = os.urandom(10_000)
-    (bomb,) = write_7z(tmp_path / "bomb.7z", [("a/zeros.png", zeros), ("a/good.png", good)], compressed=True)
-    assert bomb.stat().st_size < 200_000
-    came, failed, peak, seconds, _ = measured(bomb, way)
-    # 7z cannot be told to leave a block out; py7zr is given blocks one by one.
-    assert (came, failed) == ((0, 2) if way == "program" else (1, 1))
-    assert peak < 600_000
-    assert seconds < 30
-    # Just below what is refused, many in one block, and only the last is wanted.
+    (large,) = write_7z(folder / "bomb.7z", [("a/zeros.png", zeros), ("a/good.png", good)], compressed=True)
     with zeros.open("wb") as file:
         file.truncate(60 * 1024**2)
     members: list[tuple[str, bytes | Path]] = [
         *((f"a/{number}.png", zeros) for number in range(3)),
         ("a/good.png", good),
     ]
-    (bomb,) = write_7z(tmp_path / "many.7z", members, compressed=True, solid=True)
-    came, failed, peak, seconds, _ = measured(bomb, way, "a/good.png")
+    (many,) = write_7z(folder / "many.7z", members, compressed=True, solid=True)
+    return large, many
+
+
+@linux
+@pytest.mark.parametrize("way", [*WAYS, "both"])
+def test_bombs(way: str, bombs: tuple[Path, Path]) -> None:
+    """Hundreds of megabytes of zeros in a few kilobytes: refused by their size, or passed over."""
+    large, many = bombs
+    assert large.stat().st_size < 200_000
+    came, failed, peak, seconds, _ = measured(large, way)
+    # 7z cannot be told to leave a block out; py7zr is given blocks one by one.
+    assert (came, failed) == ((0, 2) if way == "program" else (1, 1))
+    assert peak < 600_000
+    assert seconds < 30
+    came, failed, peak, seconds, _ = measured(many, way, "a/good.png")  # only the last is wanted
     assert (came, failed) == (1, 0)
     assert peak < 600_000
 

@@ -17,7 +17,7 @@ from imaginet_hub.data.repository import build_repository
 from imaginet_hub.errors import UsageError
 from imaginet_hub.inference.detector import Detector
 from imaginet_hub.inference.measure import measure
-from imaginet_hub.inference.precision import CLOSE_CALL, automatic, chosen, close_calls, rounding_noise
+from imaginet_hub.precision import CLOSE_CALL, automatic, chosen, close_calls, rounding_noise
 from imaginet_hub.selfcon import (
     SelfConImageProcessor,
     SelfConResNetConfig,

@@ -15,8 +15,6 @@ from imaginet_hub.selfcon import (
     save_publishable,
 )
 
-torch.set_num_threads(1)  # quicker for networks this small
-
 
 def tiny(**fields: Any) -> SelfConResNetConfig:
     """A configuration that is quick to build and to run."""

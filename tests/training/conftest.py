@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 FAMILIES = ["GAN", "SD", "real"]
@@ -50,7 +48,7 @@ def unseen() -> datasets.Dataset:
 
 
 #: The smallest ResNet of timm, in its fast form.
-TINY = ["--backbone", "test_resnet", "--stem_stride", "2"]
+TINY = ["--backbone", "test_resnet", "--stem_stride", "2", "--init", "random"]
 
 
 def pickles(folder: Path) -> list[str]:
@@ -60,12 +58,3 @@ def pickles(folder: Path) -> list[str]:
         for file in folder.iterdir()
         if file.is_file() and (file.read_bytes()[:1] == b"\x80" or b"data.pkl" in file.read_bytes())
     ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads, and waiting for one another costs much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

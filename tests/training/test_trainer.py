@@ -26,7 +26,7 @@ from imaginet_hub.training.trainer import (
 )
 from tests.training.conftest import TINY, pickles
 
-QUIET = ["--disable_tqdm", "true", "--use_cpu", "true"]
+QUIET = ["--disable_tqdm", "true", "--use_cpu", "true", "--bf16", "false"]
 
 
 def small(*flags: str) -> list[str]:
@@ -155,7 +155,7 @@ def test_bf16_and_memory_order_change_the_result_a_little(rows, tmp_path):
 
 def test_the_defaults_are_the_papers_recipe(tmp_path):
     model_args, args = parse_train_args(QUIET, tmp_path)
-    model = build_model(SelfConModelArguments(backbone="resnet18"))
+    model = build_model(SelfConModelArguments(backbone="resnet18", init="random"))
     assert (model.config.stem_stride, model.config.exit_stages, model.config.projection_dim) == (1, (2,), 128)
     assert model_args.backbone is None and args.crop_size == 96 and args.temperature == 0.07
     assert (args.per_device_train_batch_size, args.num_train_epochs, args.learning_rate) == (200, 400, 0.005)
@@ -312,7 +312,7 @@ def test_weights_that_cannot_be_read_are_one_line(weights, run, tmp_path):
 def test_weights_can_come_from_a_plain_resnet(tmp_path):
     tiny = {"backbone": "test_resnet", "stem_stride": 2}
     torch.manual_seed(0)
-    source = build_model(SelfConModelArguments(**tiny)).encoder.backbone
+    source = build_model(SelfConModelArguments(**tiny, init="random")).encoder.backbone
     plain = {name: value.clone() for name, value in source.state_dict().items()} | {"fc.weight": torch.zeros(5, 96)}
     save_file(plain, tmp_path / "plain.safetensors")
     model = build_model(SelfConModelArguments(**tiny, init=str(tmp_path / "plain.safetensors")))
@@ -327,7 +327,7 @@ def test_weights_can_come_from_a_plain_resnet(tmp_path):
         ({"init": "nowhere.safetensors"}, DataNotFoundError, "no weights at nowhere.safetensors"),
         ({"init": "weights.pth"}, ModelError, "pickles are not read"),
         ({"init": "nowhere"}, DataNotFoundError, "no model at 'nowhere'"),
-        ({"init": "timm:no_such_tag"}, ModelError, "pretrained weights of timm's test_resnet.no_such_tag"),
+        ({"init": "timm:no_such_tag"}, ModelError, "has for test_resnet, test_resnet.r160_in1k, got test_resnet.no_such_tag"),
         ({"backbone": "resnet9000"}, ModelError, "resnet9000"),
         ({"exit_stages": [3, 2]}, ModelError, "strictly increasing"),
     ],

@@ -1,0 +1,438 @@
+"""What can be asked of a training run: transformers' TrainingArguments and ours, their presets, flags and files.
+
+The defaults of stage 1 are the recipe of ImagiNet's paper (Boychev & Cholakov 2025, arXiv:2407.20020, training
+details, and their code for what it leaves open): SGD with momentum .9 and weight decay 1e-4 on all parameters, batches
+of 200 crops of 96 pixels, encoded 90 at a time, a linear warm-up from 1e-4 of the learning rate over the first
+fortieth of the run, then a cosine to a thousandth of it; 400 epochs from ImageNet weights. The schedule moves with
+every step, theirs with every epoch.
+
+Those of stage 2 are their code's: 5 epochs over balanced rows in batches of 200 crops of 256 pixels, Adam at a
+constant 1e-4 with an L2 penalty of 1e-3, the encoder's weights frozen while its BatchNorm statistics adapt to the new
+crops. The paper names AdamW with betas .9 and .99 instead (`--head_optimizer adamw`).
+
+The presets called quick are for small machines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
+
+from imaginet_hub.data.units import one_line
+from imaginet_hub.errors import DataNotFoundError, UsageError
+from imaginet_hub.precision import chosen
+
+__all__ = [
+    "ARCHITECTURE",
+    "HEAD_PRESETS",
+    "OBJECTIVES",
+    "PRESETS",
+    "HeadTrainingArguments",
+    "Objective",
+    "RowTrainingArguments",
+    "SelfConModelArguments",
+    "SelfConTrainingArguments",
+    "parse_head_args",
+    "parse_train_args",
+]
+
+
+class Objective(NamedTuple):
+    """What stage 1 minimises.
+
+    Attributes:
+        exits: the exits' projections are views of an image, beside the backbone's.
+        families: generator families are told apart too, among the synthetic images.
+        classifier: a classifier is trained end to end instead of an encoder with projection heads.
+        text: in words.
+    """
+
+    exits: bool = False
+    families: bool = False
+    classifier: bool = False
+    text: str = ""
+
+
+#: By name; the paper's is the first.
+OBJECTIVES = {
+    "imaginet": Objective(exits=True, families=True, text="SelfCon over origin and generator family, as the paper"),
+    "selfcon": Objective(exits=True, text="SelfCon over origin alone"),
+    "supcon": Objective(text="SupCon over origin, without exits"),
+    "cross_entropy": Objective(classifier=True, text="a detector end to end"),
+}
+
+#: Values that replace the defaults of `SelfConModelArguments` and `SelfConTrainingArguments`, by preset name.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    # For two cores and minutes: timm's smallest ResNet, whose stem can then keep the full resolution, on small crops.
+    # SGD at a batch of 64 lets the projections of a random start collapse to one point; AdamW does not. Its rate is so
+    # high that rounding to bfloat16 shows.
+    "quick": {
+        "backbone": "test_resnet",
+        "stem_stride": 1,
+        "init": "random",
+        "crop_size": 48,
+        "per_device_train_batch_size": 64,
+        "num_train_epochs": 7,
+        "learning_rate": 0.003,
+        "optim": "adamw_torch",
+        "warmup_steps": 0.1,
+        "temperature": 0.1,
+        "perturb": 0.1,
+        "balance": True,
+        "bf16": False,
+    },
+}
+
+#: Values that replace the defaults of `HeadTrainingArguments`, by preset name.
+HEAD_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    # For two cores: small crops, each image encoded twice, the classifier trained on what came out.
+    "quick": {
+        "crop_size": 96,
+        "processor_crop_size": 128,
+        "perturb": 0.1,
+        "per_device_train_batch_size": 64,
+        "learning_rate": 0.001,
+        "num_train_epochs": 8,
+        "adapt_batchnorm": False,
+        "cache_epochs": 2,
+        "bf16": False,
+    },
+}
+
+#: The fields of the configuration that make the encoder and its projection heads.
+ARCHITECTURE = ("backbone", "stem_stride", "exit_stages", "projection_dim")
+
+_STEPPED_COSINE = "cosine_warmup_with_min_lr"
+# What cannot be otherwise here: the value that it has to have, and why.
+_FIXED = {
+    "push_to_hub": (False, "train into a folder, look at it, then upload that folder: {}"),
+    "remove_unused_columns": (False, "the loss needs columns that the model does not take"),
+    "train_sampling_strategy": ("random", "--balance is what changes the order of rows"),
+}
+#: How a finished folder is published.
+UPLOAD = "hf upload OWNER/NAME FOLDER --exclude 'checkpoint-*' 'runs/*'"
+
+
+def default(name: str, value: Any) -> Any:
+    """A dataclass field of TrainingArguments with another default and the same help."""
+    return dataclasses.field(default=value, metadata=dict(TrainingArguments.__dataclass_fields__[name].metadata))
+
+
+def option(value: Any, text: str, **more: Any) -> Any:
+    """A dataclass field with its help."""
+    return dataclasses.field(default=value, metadata={"help": text, **more})
+
+
+@dataclasses.dataclass
+class RowTrainingArguments(TrainingArguments):
+    """What both stages take besides transformers' arguments; some of those with other defaults."""
+
+    # HfArgumentParser reads the union in transformers' order only.
+    report_to: None | str | list[str] = default("report_to", "none")  # noqa: RUF009, RUF036
+    save_strategy: str = default("save_strategy", "no")
+    logging_steps: float = default("logging_steps", 10)
+    max_grad_norm: float = default("max_grad_norm", 0.0)
+    remove_unused_columns: bool = default("remove_unused_columns", False)
+    dataloader_pin_memory: bool = default("dataloader_pin_memory", torch.cuda.is_available())
+    bf16: bool | None = option(  # type: ignore[assignment]
+        None, "Run the network in bfloat16 (autocast). Default: where the processor has it in hardware."
+    )
+
+    crop_size: int = option(96, "Side of the training crops in pixels.")
+    perturb: float = option(0.5, "Probability that a crop is compressed, blurred or made noisy.")
+    rotate: float = option(0.33, "Probability of 0 to 3 quarter turns.")
+    flip: float = option(0.33, "Probability of a horizontal, vertical or double flip.")
+    balance: bool = option(
+        False, "Give real and synthetic images, and each generator family, the same share of every batch."
+    )
+    held_out: float = option(
+        0.0,
+        "Share of the rows, chosen by the images' content and so by both stages alike, that is not trained on.",
+    )
+    channels_last: bool = option(True, "Keep images and weights in channels-last memory order, which is faster.")
+    processor_crop_size: int = option(256, "Side of the centre crop that the saved image processor takes, in pixels.")
+    overwrite: bool = option(False, "Replace the model, and the checkpoints, that OUT holds.")
+
+    def __post_init__(self) -> None:
+        if self.use_cpu is False and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers takes bf16 on a CPU only where the CPU was asked for
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and chosen("auto", _device(self.use_cpu)) == "bfloat16"
+        super().__post_init__()
+        for name, (value, why) in _FIXED.items():
+            if getattr(self, name) not in (value, None):
+                raise UsageError(f"expected --{name} {str(value).lower()}: {why.format(UPLOAD)}")
+        if self.per_device_train_batch_size < 2:
+            raise UsageError(
+                f"expected a batch of 2 images or more, got {self.per_device_train_batch_size}: one image has nothing "
+                "to be compared with; raise --per_device_train_batch_size"
+            )
+        if not 0 <= self.held_out < 1:
+            raise UsageError(f"expected --held_out to be a share of the rows, from 0 to below 1, got {self.held_out}")
+
+
+def _device(use_cpu: bool) -> torch.device:
+    found = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
+    return found or torch.device("cpu")
+
+
+@dataclasses.dataclass
+class SelfConTrainingArguments(RowTrainingArguments):
+    """How stage 1 is trained. The defaults are the paper's recipe; see the module's docstring."""
+
+    per_device_train_batch_size: int = default("per_device_train_batch_size", 200)
+    num_train_epochs: float = default("num_train_epochs", 400)
+    learning_rate: float = default("learning_rate", 0.005)
+    lr_scheduler_type: str = default("lr_scheduler_type", _STEPPED_COSINE)
+    warmup_steps: float = default("warmup_steps", 0.025)
+    optim: str = default("optim", "sgd")
+    weight_decay: float = default("weight_decay", 1e-4)
+    dataloader_drop_last: bool = default("dataloader_drop_last", True)
+
+    objective: str = option(
+        "imaginet",
+        "What is minimised: " + "; ".join(f"{name}: {kind.text}" for name, kind in OBJECTIVES.items()) + ".",
+        choices=list(OBJECTIVES),
+    )
+    temperature: float = option(0.07, "What the similarities of projections are divided by.")
+    mini_batch_size: int | None = option(
+        90,
+        "Encode this many images of a batch at a time and put the loss of the whole batch together by gradient "
+        "caching: less memory, a second forward pass. BatchNorm sees a mini-batch at a time. 0: the whole batch.",
+    )
+    crops_per_image: int = option(1, "Crops taken of each image of a batch, as further views; each is augmented anew.")
+    freeze_batchnorm: bool = option(
+        False, "Normalise by the statistics that BatchNorm layers started with; their scales and shifts are trained."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Given as defaults, these would also reach the schedules and optimisers that do not know them.
+        if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == _STEPPED_COSINE:
+            self.lr_scheduler_kwargs = {"min_lr_rate": 1e-3, "warmup_lr_rate": 1e-4}
+        if self.optim_args is None and self.optim == "sgd":
+            self.optim_args = "momentum=0.9"
+        if self.objective not in OBJECTIVES:
+            raise UsageError(f"expected --objective {', '.join(OBJECTIVES)}, got {self.objective}")
+        if self.mini_batch_size is not None and self.mini_batch_size < 0:
+            raise UsageError(f"expected --mini_batch_size of 1 image or more, or 0, got {self.mini_batch_size}")
+        if self.crops_per_image < 1:
+            raise UsageError(f"expected --crops_per_image of 1 or more, got {self.crops_per_image}")
+        if self.label_smoothing_factor:
+            raise UsageError("expected no --label_smoothing_factor: it belongs to a classifier, see train-head")
+
+
+@dataclasses.dataclass
+class SelfConModelArguments:
+    """Which network stage 1 trains and what its weights start from."""
+
+    backbone: str | None = option(
+        None, "A ResNet's name in timm, e.g. resnet18. Default: resnet50, or that of the model that --init names."
+    )
+    stem_stride: int | None = option(
+        None, "1: no early down-sampling, as in the paper; 2: the common stem, about 12 times cheaper. Default: 1."
+    )
+    exit_stages: list[int] | None = dataclasses.field(
+        default=None, metadata={"help": "Stages, counted from 1, after which an exit is trained. Default: 2."}
+    )
+    projection_dim: int | None = option(None, "Length of the compared projections. Default: 128.")
+    init: str = option(
+        "timm",
+        "Weights to start from. timm or timm:TAG: ImageNet weights, downloaded (without a tag the paper's, tv2_in1k, "
+        "where timm has them for the backbone); random; a .safetensors file with a timm or torchvision ResNet's "
+        "weights; a folder or Hub id of a model of this family, to fine-tune it.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.stem_stride not in (None, 1, 2):
+            raise UsageError(f"expected --stem_stride 1 or 2, got {self.stem_stride}")
+
+
+@dataclasses.dataclass
+class HeadTrainingArguments(RowTrainingArguments):
+    """How a head is trained. The defaults are upstream's recipe; see the module's docstring."""
+
+    per_device_train_batch_size: int = default("per_device_train_batch_size", 200)
+    num_train_epochs: float = default("num_train_epochs", 5)
+    learning_rate: float = default("learning_rate", 1e-4)
+    lr_scheduler_type: str = default("lr_scheduler_type", "constant")
+    weight_decay: float = default("weight_decay", 1e-3)
+
+    crop_size: int = option(256, "Side of the training crops in pixels.")
+    balance: bool = option(True, "Give each class the same share of every batch, for detection each family in it too.")
+    held_out: float = option(
+        0.1,
+        "Share of the rows, chosen by the images' content, that is not trained on; the published probabilities and "
+        "the threshold of open-set rejection are fitted to them. 0: neither.",
+    )
+    head_type: str | None = option(
+        None, "batchnorm_mlp or l2norm_mlp. Default: the first for detection, the second for identification."
+    )
+    head_hidden_size: int = option(1024, "Width of the classifier's hidden layer.")
+    head_dropout: float = option(0.2, "Dropout before the classifier's last layer (batchnorm_mlp only).")
+    head_optimizer: str = option(
+        "adam",
+        "adam: Adam with an L2 penalty, as upstream's code; adamw: AdamW with betas .9 and .99, as the paper; "
+        "trainer: what --optim names.",
+        choices=["adam", "adamw", "trainer"],
+    )
+    adapt_batchnorm: bool = option(
+        True, "Let the frozen encoder's BatchNorm statistics follow the new crops, as upstream does."
+    )
+    cache_epochs: int = option(
+        0,
+        "Encode the images this many times with fresh crops, then train on the stored features; needs "
+        "--no_adapt_batchnorm. 0: encode anew in every epoch.",
+    )
+    unfreeze_encoder: bool = option(
+        False, "Train the encoder too, end to end by cross-entropy. Not upstream's recipe; it can pay on small data."
+    )
+    accept_known: float = option(
+        0.95,
+        "Identification: the share of the held-out images that is accepted as made by a known generator; what scores "
+        "below is answered with unknown.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_optimizer not in ("adam", "adamw", "trainer"):
+            raise UsageError(f"expected --head_optimizer adam, adamw or trainer, got {self.head_optimizer}")
+        if not 0 < self.accept_known <= 1:
+            raise UsageError(f"expected --accept_known to be a share above 0, at most 1, got {self.accept_known}")
+        if self.cache_epochs < 0:
+            raise UsageError(f"expected --cache_epochs 0 or more, got {self.cache_epochs}")
+        if self.cache_epochs and (self.adapt_batchnorm or self.unfreeze_encoder):
+            raise UsageError(
+                "expected stored features only from an encoder that stays as it is: with --cache_epochs pass "
+                "--no_adapt_batchnorm, and no --unfreeze_encoder"
+            )
+
+
+def parse_train_args(argv: Sequence[str], out: str | Path) -> tuple[SelfConModelArguments, SelfConTrainingArguments]:
+    """Flags of `imaginet train` as arguments of `train`.
+
+    Every field of the two dataclasses is a flag (transformers' rules: `--balance`, `--no_channels_last`, `--bf16`);
+    `--preset paper|quick` chooses what is the default of the others, `--config FILE` names a YAML or JSON file with
+    further ones. Flags win over the file, the file over the preset.
+
+    Args:
+        argv: flags and values.
+        out: the folder to train into.
+
+    Raises:
+        UsageError: an unknown flag, with the closest ones; a value that cannot be used.
+        DataNotFoundError: the file is not there.
+    """
+    parser = _Parser([SelfConModelArguments, SelfConTrainingArguments], prog="imaginet train")
+    model_arguments, training_arguments, _ = parser.dataclasses_of(argv, out, PRESETS)
+    return model_arguments, training_arguments
+
+
+def parse_head_args(argv: Sequence[str], out: str | Path) -> HeadTrainingArguments:
+    """Flags of `imaginet train-head` as arguments of `train_head`; as `parse_train_args`."""
+    parser = _Parser([HeadTrainingArguments], prog="imaginet train-head")
+    arguments, _ = parser.dataclasses_of(argv, out, HEAD_PRESETS)
+    return arguments
+
+
+class _Parser(HfArgumentParser):
+    """Errors as exceptions, no guessing of abbreviations, files of flags."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+        for action in self._actions:
+            if action.type is string_to_bool and action.nargs is None:  # those that may be None ask for a value
+                action.nargs, action.const = "?", True
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+    def dataclasses_of(
+        self, argv: Sequence[str], out: str | Path, presets: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[Any, ...]:
+        """The dataclasses that the flags fill, then what else was parsed.
+
+        Args:
+            argv: flags and values; among them `--preset NAME`, by default "paper", and `--config FILE`.
+            out: the folder to train into.
+            presets: by name, defaults that replace those of the dataclasses.
+
+        Raises:
+            UsageError: an unknown flag, with the closest ones; a value that cannot be used.
+            DataNotFoundError: the file is not there.
+        """
+        fields = {field.name for kind in self.dataclass_types for field in dataclasses.fields(kind) if field.init}
+        self.add_argument("--preset", choices=sorted(presets), default="paper", help="Which defaults the flags have.")
+        self.add_argument("--config", metavar="FILE", help="YAML or JSON file with flags: NAME: VALUE. Flags win.")
+        place = ["--output_dir", str(out)]
+        first, _ = self.parse_known_args([*argv, *place])
+        values = _read_config(first.config, {*fields, "preset"} - {"output_dir"}) if first.config else {}
+        argv = [*_flags(values), *argv, *place]
+        chosen, _ = self.parse_known_args(argv)
+        self.set_defaults(**presets[chosen.preset])
+        self.set_defaults(**{name: None for name, value in values.items() if value is None})
+        try:
+            *parsed, unknown = self.parse_args_into_dataclasses(
+                argv, return_remaining_strings=True, look_for_args_file=False
+            )
+        except (ValueError, ImportError) as error:  # transformers' own checks of its arguments
+            raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+        if unknown:
+            name, _, _ = unknown[0].partition("=")
+            raise UsageError(f"unknown option {name}: {_close(name, self._option_string_actions)}")
+        return tuple(parsed)
+
+
+def _close(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else "see --help"
+
+
+def _read_config(file: str, known: set[str]) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file.
+
+    Raises:
+        DataNotFoundError: the file is not there.
+        UsageError: it cannot be read, is no mapping, or names something unknown.
+    """
+    path = Path(file).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except FileNotFoundError as error:
+        raise DataNotFoundError(f"--config: no file {file}: expected YAML or JSON with NAME: VALUE") from error
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise UsageError(one_line(f"--config {file}: expected YAML or JSON, but {said}")) from error
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise UsageError(f"--config {file}: expected a mapping NAME: VALUE, got {one_line(repr(found)[:80])}")
+    for name in found:
+        if name == "output_dir":
+            raise UsageError(f"--config {file}: expected no output_dir, since OUT on the command line says where")
+        if name not in known:
+            raise UsageError(one_line(f"--config {file}: unknown option {name!r}: {_close(name, known)}"))
+    return found
+
+
+def _flags(values: Mapping[str, Any]) -> list[str]:
+    """What a file says as flags, so that it is checked as they are. What is None is left to the defaults."""
+    flags: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flags.append(f"--{name}={json.dumps(value)}")
+        elif isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+    return flags
