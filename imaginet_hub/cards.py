@@ -145,6 +145,8 @@ def model_card(
             track=track,
             detection=track == Track.DETECTION,
             names=names,
+            column=config.get("label_column") or (Track(track).label_column if track in tuple(Track) else None),
+            fitted=config.get("calibration") or {},
             trained_on=trained_on,
             corpus=trained_on.get("corpus"),
             converted="converted_from" in trained_on,

@@ -261,6 +261,12 @@ def _parser() -> _Parser:
     predict.add_argument("model", metavar="MODEL", help="detection (or identification) model folder or Hub model id")
     predict.add_argument("paths", metavar="PATH", nargs="+", help="files, folders, glob patterns")
     predict.add_argument("--identify", metavar="MODEL", help="identification model: names the generator too")
+    predict.add_argument(
+        "--closed-set",
+        action="store_true",
+        help="always name the likeliest generator, never answer unknown (a model says unknown where it stores a "
+        "threshold for that, as train-head writes it)",
+    )
     predict.add_argument("--batch-size", type=_positive, default=16)
     predict.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     _add_arithmetic(predict, "auto")
@@ -618,8 +624,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     from imaginet_hub.data.units import one_line
     from imaginet_hub.inference.detector import Detector
-    from imaginet_hub.inference.predict import expand_paths, predict_paths
-    from imaginet_hub.labels import Track
+    from imaginet_hub.inference.predict import expand_paths, names_generators, predict_paths
 
     paths = expand_paths(args.paths)
     if not paths:
@@ -630,10 +635,11 @@ def _predict(args: argparse.Namespace) -> int:
     if not getattr(args, "quiet", False):
         print(f"imaginet predict: {first.how}", file=sys.stderr, flush=True)
     detector: Detector | None = first
-    if first.track is Track.IDENTIFICATION and identifier is None:
+    if names_generators(first) and identifier is None:
         detector, identifier = None, detector
     failed = 0
-    for answer in predict_paths(paths, detector=detector, identifier=identifier, batch_size=args.batch_size):
+    options = {"batch_size": args.batch_size, "open_set": not args.closed_set}
+    for answer in predict_paths(paths, detector=detector, identifier=identifier, **options):
         failed += answer.error is not None
         if args.json:
             print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
@@ -644,7 +650,8 @@ def _predict(args: argparse.Namespace) -> int:
             if answer.label is not None:
                 fields += [answer.label, f"{answer.probability:.4f}"]
             if answer.generator is not None:
-                fields += [answer.generator, f"{answer.generator_probability:.4f}"]
+                probability = f"{answer.generator_probability:.4f}" if answer.likeliest is None else "-"
+                fields += [answer.generator, probability]
             print("\t".join(fields), flush=True)
     if failed:
         print(f"imaginet predict: {failed} of {len(paths)} files could not be read", file=sys.stderr)

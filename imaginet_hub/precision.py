@@ -10,7 +10,7 @@ from imaginet_hub.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CLOSE_CALL", "DTYPES", "automatic", "chosen", "close_calls", "out_of_memory", "rounding_noise"]
+__all__ = ["CLOSE_CALL", "DTYPES", "automatic", "chosen", "close_calls", "close_to", "out_of_memory", "rounding_noise"]
 
 #: What may be asked for; "auto" is `automatic`'s choice.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -69,7 +69,12 @@ def _capabilities(device: torch.device) -> Mapping[str, Any]:
     return torch.cpu.get_capabilities() if device.type == "cpu" else {}
 
 
-def rounding_noise(head: Callable[[torch.Tensor], torch.Tensor], features: torch.Tensor, dtype: str) -> torch.Tensor:
+def rounding_noise(
+    head: Callable[[torch.Tensor], torch.Tensor],
+    features: torch.Tensor,
+    dtype: str,
+    decides: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
     """How far a row's answer moves when its features are rounded: what a head makes of a type's resolution.
 
     A head that was trained on features which hardly differ from each other magnifies their rounding, and one with
@@ -79,20 +84,23 @@ def rounding_noise(head: Callable[[torch.Tensor], torch.Tensor], features: torch
         head: logits (B, classes) of features.
         features: (B, C) float32.
         dtype: what they were computed in, "bfloat16" or "float16".
+        decides: logits (B, classes) -> (B,), the number that the answer hangs on; by default the difference of the
+            two logits that are the largest before anything is rounded.
 
     Returns:
-        (B,) the root mean square change of the difference of the two largest logits, in float32, when each feature
-        changes by half a unit in the type's last place, up or down at random; the draws are always the same.
+        (B,) the root mean square change of that number, in float32, when each feature changes by half a unit in the
+        type's last place, up or down at random; the draws are always the same.
     """
     import torch
 
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(2, (_DRAWS, features.shape[1]), generator=generator).to(features) * 2 - 1
-    places = head(features).topk(2, dim=1).indices
-    moved = [
-        _margin(head(features + features * (torch.finfo(getattr(torch, dtype)).eps / 2) * s), places) for s in signs
-    ]
-    return (torch.stack(moved) - _margin(head(features), places)).square().mean(dim=0).sqrt()
+    logits = head(features)
+    places = logits.topk(2, dim=1).indices
+    decides = decides or (lambda moved: _margin(moved, places))
+    step = torch.finfo(getattr(torch, dtype)).eps / 2
+    moved = [decides(head(features + features * step * sign)) for sign in signs]
+    return (torch.stack(moved) - decides(logits)).square().mean(dim=0).sqrt()
 
 
 def _margin(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -101,7 +109,7 @@ def _margin(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 def close_calls(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Which rows another rounding might have answered otherwise.
+    """Which rows another rounding might have given another class.
 
     Args:
         logits: (B, classes), of reduced precision, with at least two classes.
@@ -111,7 +119,12 @@ def close_calls(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         (B,) bool. Logits or noise that overflowed are close calls too.
     """
     top = logits.topk(2, dim=1).values
-    return ~(top[:, 0] - top[:, 1] >= CLOSE_CALL * noise) | ~top.isfinite().all(dim=1) | ~noise.isfinite()
+    return close_to(0.0, top[:, 0] - top[:, 1], noise) | ~top.isfinite().all(dim=1)
+
+
+def close_to(threshold: float, values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Which values, (B,), another rounding might have put on the other side of a threshold; see `close_calls`."""
+    return ~((values - threshold).abs() >= CLOSE_CALL * noise) | ~noise.isfinite()
 
 
 def out_of_memory(error: RuntimeError) -> bool:

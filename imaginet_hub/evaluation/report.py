@@ -148,6 +148,7 @@ def evaluate_rows(
     batch_size: int = 32,
     total: int | None = None,
     by: Sequence[str] = ("generator", "content_type"),
+    label_column: str | None = None,
     threshold: float = 0.5,
     seed: int = 0,
     n_resamples: int = 1000,
@@ -171,6 +172,7 @@ def evaluate_rows(
         batch_size: images per call of `predict`.
         total: number of rows, for the progress bar.
         by: columns to report by; their values are shown as text, missing ones as "(none)".
+        label_column: the column of the class, where it is not the track's own.
         threshold: lowest score that is called synthetic (detection).
         seed: of the bootstrap.
         n_resamples: of the bootstrap.
@@ -195,6 +197,7 @@ def evaluate_rows(
         raise UsageError(f"expected batch_size of 1 or more, got {batch_size}")
     bootstrap = Bootstrap(n_resamples=n_resamples, seed=seed)
     prepare = _preparation(crop_size, equalize)
+    column_of_class = label_column or track.label_column
 
     skipped: list[dict[str, Any]] = []
     unknown: Counter[str] = Counter()
@@ -202,8 +205,8 @@ def evaluate_rows(
     batch: list[Image.Image] = []
     scores: list[NDArray[np.float64]] = []
     for number, row in enumerate(tqdm(rows, total=total, unit="image", disable=not progress)):
-        _check_columns(row, ("image", track.label_column, *by), number)
-        name = _class_name(row, track, number)
+        _check_columns(row, ("image", column_of_class, *by), number)
+        name = _class_name(row, column_of_class, number)
         if name not in names:
             if track is Track.DETECTION:
                 raise UsageError(f"row {number}: expected a label among {tuple(names)}, got {name!r}")
@@ -284,11 +287,11 @@ def _check_columns(row: Mapping[str, Any], columns: Sequence[str], number: int) 
         raise UsageError(f"row {number}: expected the columns {', '.join(missing)}, got only {', '.join(row)}")
 
 
-def _class_name(row: Mapping[str, Any], track: Track, number: int) -> str:
-    name = row[track.label_column]
+def _class_name(row: Mapping[str, Any], column: str, number: int) -> str:
+    name = str(row[column]) if isinstance(row[column], bool) else row[column]
     if not isinstance(name, str):
         raise UsageError(
-            f"row {number}: expected a class name in column {track.label_column!r}, got {name!r}: "
+            f"row {number}: expected a class name in column {column!r}, got {name!r}: "
             "turn ClassLabel integers into names first (ClassLabel.int2str)"
         )
     return str(name)

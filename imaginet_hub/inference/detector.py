@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,7 @@ from PIL import Image
 from imaginet_hub.data.units import one_line
 from imaginet_hub.errors import ImagiNetError, ModelError, UsageError, require
 from imaginet_hub.labels import Origin, Track
-from imaginet_hub.precision import chosen, close_calls, out_of_memory, rounding_noise
+from imaginet_hub.precision import chosen, close_calls, close_to, out_of_memory, rounding_noise
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from imaginet_hub.selfcon import SelfConImageProcessor, SelfConResNetForImageClassification
 
-__all__ = ["Detector"]
+__all__ = ["Answers", "Detector"]
 
 #: Fields of config.json by which transformers takes code, weights or settings from elsewhere, or changes the network;
 #: none of our models has them.
@@ -40,6 +40,19 @@ _FOREIGN = (
 )
 #: Of what the model sees: ImageNet's mean and deviation give -2.1 to 2.6, pixels that nobody scaled more than this.
 _LARGEST_INPUT = 100.0
+
+
+class Answers(NamedTuple):
+    """What a model says of some images.
+
+    Attributes:
+        probabilities: (images, classes) float32, rows sum to 1.
+        known: (images,) bool, whether the image is like those that the model was trained on, so that one of its
+            classes will be right; None where the model stores nothing to tell that by.
+    """
+
+    probabilities: NDArray[np.float32]
+    known: NDArray[np.bool_] | None
 
 
 class Detector:
@@ -62,6 +75,9 @@ class Detector:
     Attributes:
         names: class names in the order of the probabilities; ("real", "synthetic") for detection.
         track: detection or identification.
+        label_column: the column of a data set that its classes are of.
+        known_above: the least energy, logsumexp of the logits, of an image that is `Answers.known`; None where the
+            model stores none.
         name: where it was loaded from.
         dtype: the arithmetic in use, never auto.
         compiled: whether the first look is compiled.
@@ -84,6 +100,8 @@ class Detector:
         import torch
 
         self.track, self.names = _track_and_names(model.config)
+        self.label_column = model.config.label_column or self.track.label_column
+        self.known_above = _known_above(model.config.open_set)
         where = _device(device)
         self.dtype = chosen(dtype, where)
         self.model = model.eval().to(device=where, dtype=torch.float32, memory_format=torch.channels_last)
@@ -129,6 +147,7 @@ class Detector:
             _check_config(given)
             config = selfcon.SelfConResNetConfig.from_pretrained(name)
             _track_and_names(config)
+            _known_above(config.open_set)
         if device is not None:
             _check_device(device)
         chosen(dtype, _device(device))  # refused before anything large is loaded
@@ -163,13 +182,14 @@ class Detector:
         return f"{', '.join(words)}, {self.model.device}{'; close calls again in float32' * reduced}"
 
     def __call__(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Class probabilities of RGB images.
+        """Class probabilities of RGB images: (len(images), len(names)) float32, rows sum to 1; see `answers`."""
+        return self.answers(images).probabilities
+
+    def answers(self, images: Sequence[Image.Image]) -> Answers:
+        """Class probabilities of RGB images, and whether the model knows their like.
 
         Args:
             images: PIL images of any size; each is cropped as the processor says, none is resized.
-
-        Returns:
-            (len(images), len(names)) float32, rows sum to 1.
 
         Raises:
             ModelError: the model gives NaN.
@@ -178,10 +198,12 @@ class Detector:
         import torch
 
         if not images:
-            return np.zeros((0, len(self.names)), dtype=np.float32)
+            none = None if self.known_above is None else np.zeros(0, dtype=np.bool_)
+            return Answers(np.zeros((0, len(self.names)), dtype=np.float32), none)
         try:
             inputs: Any = self.processor(images=list(images), return_tensors="pt")
-            probabilities: NDArray[np.float32] = self.logits(inputs["pixel_values"]).softmax(dim=-1).cpu().numpy()
+            logits = self.logits(inputs["pixel_values"])
+            probabilities: NDArray[np.float32] = logits.softmax(dim=-1).cpu().numpy()
         except RuntimeError as error:
             if out_of_memory(error):
                 raise UsageError(
@@ -199,7 +221,8 @@ class Detector:
                 f"{len(images)} images; the weights or preprocessor_config.json are damaged: save or download them "
                 "again"
             )
-        return probabilities
+        known = None if self.known_above is None else (_energy(logits) >= self.known_above).cpu().numpy()
+        return Answers(probabilities, known)
 
     def logits(self, pixel_values: torch.Tensor, *, second_look: bool = True) -> torch.Tensor:
         """Logits of images that the processor has prepared.
@@ -226,6 +249,9 @@ class Detector:
             logits: torch.Tensor = head(features)
             if second_look:
                 close = close_calls(logits, rounding_noise(head, features, self.dtype))
+                if self.known_above is not None:
+                    noise = rounding_noise(head, features, self.dtype, _energy)
+                    close |= close_to(self.known_above, _energy(logits), noise)
                 if close.any():
                     again = pixels[close].contiguous(memory_format=torch.channels_last)
                     logits[close] = head(self._features(self.model.encoder, again))
@@ -305,6 +331,23 @@ def _track_and_names(config: Any) -> tuple[Track, tuple[str, ...]]:
     if not fine:
         raise ModelError(f"expected id2label to give {expected} for {track}, got {names!r:.200}; {remedy}")
     return track, names
+
+
+def _known_above(open_set: Any) -> float | None:
+    """The threshold that a configuration stores for `Answers.known`."""
+    if open_set is None:
+        return None
+    score, threshold = open_set.get("score"), open_set.get("threshold")
+    if score != "energy" or type(threshold) not in (float, int) or not np.isfinite(threshold):
+        raise ModelError(
+            f"expected open_set to hold the score energy and a finite threshold, got {open_set!r:.200}; use the "
+            "config.json that the model was saved with"
+        )
+    return float(threshold)
+
+
+def _energy(logits: torch.Tensor) -> torch.Tensor:
+    return logits.logsumexp(dim=1)
 
 
 def _check_processor(processor: Any) -> None:

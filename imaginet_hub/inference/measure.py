@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from imaginet_hub.data.loading import dataset_record, load_rows, with_names
+from imaginet_hub.data.loading import dataset_record, load_rows, track_of, with_names
 from imaginet_hub.errors import UsageError, require
 from imaginet_hub.evaluation.figures import detection_figure, identification_figure, save_figure
 from imaginet_hub.evaluation.report import Results, evaluate_rows, interval_text
@@ -70,9 +70,14 @@ def measure(
         detector = model
     else:
         detector = Detector.from_pretrained(model, device=device, dtype=dtype, compile=compile)
-    rows = load_rows(dataset, detector.track, split)
+    rows = load_rows(dataset, track_of(detector.label_column), split)
     columns = list(dict.fromkeys(("generator", "content_type", *by)))
     unknown = [column for column in columns if column not in rows.column_names]
+    if detector.label_column not in rows.column_names:
+        raise UsageError(
+            f"{detector.name}: expected the column {detector.label_column}, whose classes the model tells apart, "
+            f"among {', '.join(rows.column_names)}"
+        )
     if unknown:
         raise UsageError(f"--by: no column {', '.join(unknown)}; the dataset has {', '.join(rows.column_names)}")
     results = evaluate_rows(
@@ -80,6 +85,7 @@ def measure(
         detector,
         track=detector.track,
         names=detector.names,
+        label_column=detector.label_column,
         batch_size=batch_size,
         total=len(rows),
         by=columns,

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from imaginet_hub.data.images import IMAGE_SUFFIXES, open_image
+from imaginet_hub.data.loading import track_of
 from imaginet_hub.errors import ImageError, UsageError
 from imaginet_hub.labels import Origin, Track
 
@@ -18,7 +21,10 @@ if TYPE_CHECKING:
 
     from imaginet_hub.inference.detector import Detector
 
-__all__ = ["Prediction", "expand_paths", "predict_paths"]
+__all__ = ["UNKNOWN", "Prediction", "expand_paths", "names_generators", "predict_paths"]
+
+#: The generator of an image that is unlike those of all known ones.
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -27,11 +33,13 @@ class Prediction:
 
     Attributes:
         path: as given or found.
-        label: "real" or "synthetic"; None when the file could not be read or no detection model was given.
+        label: "real" or "synthetic", or a class of another column that the model was trained on; None when the file
+            could not be read or no such model was given.
         probability: of `label`, 0.5 to 1 for two classes.
-        generator: the likeliest generator family, when an identification model was given and the image is not
-            judged real.
-        generator_probability: of `generator`, given that the image is synthetic.
+        generator: the likeliest generator family, or "unknown" where the image is unlike those of all families that
+            the model was trained on; when an identification model was given and the image is not judged real.
+        generator_probability: of the likeliest family, given that one of them is right.
+        likeliest: the likeliest family where `generator` is "unknown".
         error: why there is no answer.
     """
 
@@ -40,6 +48,7 @@ class Prediction:
     probability: float | None = None
     generator: str | None = None
     generator_probability: float | None = None
+    likeliest: str | None = None
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -78,32 +87,41 @@ def predict_paths(
     detector: Detector | None = None,
     identifier: Detector | None = None,
     batch_size: int = 16,
+    open_set: bool = True,
 ) -> Iterator[Prediction]:
     """Answers in the order of the files; memory holds one batch.
 
     Args:
         paths: image files.
-        detector: a detection model.
+        detector: a detection model, or one for a column that has nothing to do with generators.
         identifier: an identification model; alone it names a generator for every image.
         batch_size: images per forward pass.
+        open_set: answer "unknown" where the identification model stores what is needed for that; without, always name
+            the likeliest.
 
     Raises:
         UsageError: no model, or one of the wrong track.
     """
     if detector is None and identifier is None:
         raise UsageError("expected a detection model, an identification model, or both")
-    if detector is not None and detector.track is not Track.DETECTION:
+    if detector is not None and names_generators(detector):
         raise UsageError(f"{detector.name}: expected a detection model, found one for {detector.track}")
-    if identifier is not None and identifier.track is not Track.IDENTIFICATION:
-        raise UsageError(f"{identifier.name}: expected an identification model, found one for {identifier.track}")
+    if identifier is not None and not names_generators(identifier):
+        what = identifier.track if identifier.track is Track.DETECTION else f"the column {identifier.label_column}"
+        raise UsageError(f"{identifier.name}: expected an identification model, found one for {what}")
     if batch_size < 1:
         raise UsageError(f"batch_size: expected at least 1, got {batch_size}")
     for start in range(0, len(paths), batch_size):
-        yield from _predict_batch(paths[start : start + batch_size], detector, identifier)
+        yield from _predict_batch(paths[start : start + batch_size], detector, identifier, open_set)
+
+
+def names_generators(model: Detector) -> bool:
+    """Whether its answer is who made an image."""
+    return track_of(model.label_column) is Track.IDENTIFICATION
 
 
 def _predict_batch(
-    paths: Sequence[Path], detector: Detector | None, identifier: Detector | None
+    paths: Sequence[Path], detector: Detector | None, identifier: Detector | None, open_set: bool
 ) -> Iterator[Prediction]:
     opened: list[Image.Image | str] = []
     for path in paths:
@@ -118,16 +136,22 @@ def _predict_batch(
         if isinstance(image, str):
             yield Prediction(path=str(path), error=image)
             continue
-        label, probability = next(detected)
-        generator, generator_probability = next(identified)
+        label, probability, _ = next(detected)
+        generator, generator_probability, known = next(identified)
+        likeliest = None
         if label == Origin.REAL:
             generator = generator_probability = None
-        yield Prediction(str(path), label, probability, generator, generator_probability)
+        elif open_set and not known:
+            generator, likeliest = UNKNOWN, generator
+        yield Prediction(str(path), label, probability, generator, generator_probability, likeliest)
 
 
-def _answers(model: Detector | None, images: Sequence[Image.Image]) -> list[tuple[str | None, float | None]]:
+def _answers(model: Detector | None, images: Sequence[Image.Image]) -> list[tuple[str | None, float | None, bool]]:
     if model is None:
-        return [(None, None)] * len(images)
-    probabilities = model(images)
+        return [(None, None, True)] * len(images)
+    probabilities, known = model.answers(images)
     best = probabilities.argmax(axis=1)
-    return [(model.names[k], float(row[k])) for row, k in zip(probabilities, best, strict=True)]
+    known = np.ones(len(images), np.bool_) if known is None else known
+    return [
+        (model.names[k], float(row[k]), bool(like)) for row, k, like in zip(probabilities, best, known, strict=True)
+    ]
