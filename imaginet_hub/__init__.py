@@ -26,6 +26,9 @@ if TYPE_CHECKING:
         SelfConResNetForPreTraining,
         SelfConResNetModel,
     )
+    from imaginet_hub.training.arguments import HeadTrainingArguments, SelfConTrainingArguments
+    from imaginet_hub.training.head import HeadTrainer
+    from imaginet_hub.training.trainer import SelfConTrainer
 
 __version__ = "0.1.0"
 
@@ -35,6 +38,8 @@ _WHERE = {
     "Detector": "inference.detector",
     "Generator": "labels",
     "GeneratorFamily": "labels",
+    "HeadTrainer": "training.head",
+    "HeadTrainingArguments": "training.arguments",
     "ImagiNet": "data.builder",
     "ImagiNetConfig": "data.builder",
     "ImagiNetError": "errors",
@@ -44,6 +49,8 @@ _WHERE = {
     "SelfConResNetForImageClassification": "selfcon",
     "SelfConResNetForPreTraining": "selfcon",
     "SelfConResNetModel": "selfcon",
+    "SelfConTrainer": "training.trainer",
+    "SelfConTrainingArguments": "training.arguments",
     "Track": "labels",
     "Vocabulary": "labels",
     "fetch": "data.fetch",
@@ -55,6 +62,8 @@ __all__ = [
     "Detector",
     "Generator",
     "GeneratorFamily",
+    "HeadTrainer",
+    "HeadTrainingArguments",
     "ImagiNet",
     "ImagiNetConfig",
     "ImagiNetError",
@@ -64,6 +73,8 @@ __all__ = [
     "SelfConResNetForImageClassification",
     "SelfConResNetForPreTraining",
     "SelfConResNetModel",
+    "SelfConTrainer",
+    "SelfConTrainingArguments",
     "Track",
     "Vocabulary",
     "__version__",

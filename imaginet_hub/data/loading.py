@@ -82,15 +82,16 @@ def classes_of(rows: datasets.Dataset, column: str) -> dict[Any, str]:
     if column not in rows.column_names:
         raise UsageError(f"expected a column of class names among {', '.join(rows.column_names)}, got {column}")
     feature = rows.features[column]
+    text = isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "bool")
+    if not text and not isinstance(feature, datasets.ClassLabel):
+        raise UsageError(f"expected a column of class names, got {column} with {feature}: make it text first")
     values = values_of(rows, column)
     if isinstance(feature, datasets.ClassLabel):
         missing = [value for value in values if value is None or not 0 <= value < feature.num_classes]
         named = {value: feature.names[value] for value in sorted(set(values) - set(missing))}
-    elif isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "bool"):
+    else:
         missing = [value for value in values if value is None]
         named = {value: str(value) for value in sorted(set(values) - set(missing))}
-    else:
-        raise UsageError(f"expected a column of class names, got {column} with {feature}: make it text first")
     if missing:
         raise UsageError(f"expected a class in the column {column} of every row, got rows with {missing[0]}")
     if column in _GENERATORS and str(Origin.REAL) in named.values():

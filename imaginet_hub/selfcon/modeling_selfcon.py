@@ -167,14 +167,16 @@ def _least_side(backbone: Any, stem_stride: int) -> int:
 def untracked(module: nn.Module) -> Iterator[None]:
     """In here BatchNorm layers in training mode normalise as ever, but their running statistics stay as they are."""
     kind = nn.modules.batchnorm._BatchNorm
-    layers = [layer for layer in module.modules() if isinstance(layer, kind) and layer.track_running_stats]
-    for layer in layers:
-        layer.track_running_stats = not layer.training
+    layers = [layer for layer in module.modules() if isinstance(layer, kind) and layer.training]
+    kept = [dict(layer._buffers) for layer in layers]
+    # Copies move instead: with none at all, layers would keep fewer tensors for the way back, which checkpoints count.
+    for layer, buffers in zip(layers, kept, strict=True):
+        layer._buffers.update({name: buffer if buffer is None else buffer.clone() for name, buffer in buffers.items()})
     try:
         yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True
+        for layer, buffers in zip(layers, kept, strict=True):
+            layer._buffers.update(buffers)
 
 
 def _tracked_once(layer: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -392,7 +394,7 @@ class SelfConResNetModel(SelfConResNetPreTrainedModel):
         exit_features: tuple[Tensor, ...] = ()
         for stage in range(1, NUM_STAGES + 1):
             layer: Callable[[Tensor], Tensor] = getattr(net, f"layer{stage}")
-            if self.gradient_checkpointing and self.training:
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 hidden = self._gradient_checkpointing_func(_tracked_once(layer), hidden)
             else:
                 hidden = layer(hidden)

@@ -54,8 +54,7 @@ def cached_backward(
     with torch.no_grad():
         for mini_batch in mini_batches:
             states.append(_RandomState())
-            with unsynced():
-                encoded.append(encode(mini_batch))
+            encoded.append(encode(mini_batch))
     afterwards = _RandomState()
     projections = torch.cat(encoded).requires_grad_()
     with torch.enable_grad():
@@ -78,16 +77,19 @@ class _RandomState:
 
     def __init__(self) -> None:
         self.cpu = torch.get_rng_state()
-        self.accelerator = torch.accelerator.is_available() and _module().get_rng_state()
+        self.accelerator = _accelerator_in_use()
+        self.there = None if self.accelerator is None else self.accelerator.get_rng_state()
 
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)
-        if isinstance(self.accelerator, Tensor):
-            _module().set_rng_state(self.accelerator)
+        if self.accelerator is not None:
+            self.accelerator.set_rng_state(self.there)
 
 
-def _module() -> Any:
-    return torch.get_device_module()
+def _accelerator_in_use() -> Any:
+    """torch's module for the accelerator, e.g. `torch.cuda`; none where it would have to be woken up first."""
+    module: Any = torch.get_device_module() if torch.accelerator.is_available() else None
+    return module if getattr(module, "is_initialized", lambda: True)() else None
 
 
 class _AllGather(torch.autograd.Function):

@@ -207,6 +207,14 @@ class SelfConTrainer(RowTrainer):
 
     args: SelfConTrainingArguments
 
+    def __init__(self, model: nn.Module, args: SelfConTrainingArguments, *more: Any, **kwargs: Any) -> None:
+        _check_parts(args)
+        super().__init__(model, args, *more, **kwargs)
+        if self.is_deepspeed_enabled and args.mini_batch_size:
+            raise UsageError(
+                "expected no --deepspeed, which takes an optimiser step with every mini-batch: pass --mini_batch_size 0"
+            )
+
     @property
     def aim(self) -> Objective:
         """What is minimised."""
@@ -238,7 +246,7 @@ class SelfConTrainer(RowTrainer):
     def views(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
         """What the loss is made of: (images, crops x exits and backbone, projection_dim), or logits in its place."""
         if self.args.freeze_batchnorm:  # Trainer has just put everything in training mode
-            freeze_batchnorm(self.accelerator.unwrap_model(model).encoder)
+            freeze_batchnorm(model)
         images = len(pixel_values)
         if pixel_values.ndim == 5:
             pixel_values = pixel_values.flatten(0, 1)
@@ -293,6 +301,21 @@ class SelfConTrainer(RowTrainer):
             model=self.accelerator.unwrap_model(model),
             backward=self.accelerator.backward,
             unsynced=lambda: self.accelerator.no_sync(model),
+        )
+
+
+def _check_parts(args: SelfConTrainingArguments) -> None:
+    """Refuses what would fail, or hang, once images are divided among mini-batches and processes."""
+    batch, most = args.train_batch_size, args.mini_batch_size
+    if most and most < batch and 1 in (most, batch % most) and not args.freeze_batchnorm:
+        raise UsageError(
+            f"expected mini-batches of 2 images or more, since BatchNorm normalises each by itself, got --mini_batch_size "
+            f"{most} for a batch of {batch}: one has 1 image; choose another size, or pass --freeze_batchnorm"
+        )
+    if args.world_size > 1 and not (args.dataloader_drop_last or args.accelerator_config.even_batches):
+        raise UsageError(
+            "expected batches of the same size in all processes, which wait for each other's images: pass "
+            "--dataloader_drop_last, or even_batches true in --accelerator_config"
         )
 
 

@@ -6,7 +6,7 @@ import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, copytree
 from typing import Any
 
 import numpy as np
@@ -383,3 +383,117 @@ def test_evaluate_with_a_broken_folder(
         settings = json.loads((folder / CONFIG).read_text()) | {"head_type": "linear"}
         (folder / CONFIG).write_text(json.dumps(settings))
     assert not (tmp_path / "a.json").exists()
+
+
+def _with(folder: Path, copy: Path, **fields: Any) -> Path:
+    """A copy of a model folder with other fields in its configuration."""
+    copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | fields))
+    return copy
+
+
+class TestUnknown:
+    """Images unlike those of every generator that the model knows."""
+
+    @pytest.fixture
+    def energies(self, models: dict[str, Path], pictures: Path) -> dict[str, float]:
+        identifier = Detector.from_pretrained(models["identification"])
+        names = ("a.png", "b.JPG", "deeper/c.webp")
+        inputs: Any = identifier.processor([open_image(pictures / name) for name in names], return_tensors="pt")
+        found = identifier.logits(inputs["pixel_values"]).double().exp().sum(dim=1).log()
+        return dict(zip(names, found.tolist(), strict=True))
+
+    @pytest.fixture
+    def model(self, models: dict[str, Path], energies: dict[str, float], tmp_path: Path) -> Path:
+        middle = sorted(energies.values())[1]
+        stored = {"score": "energy", "threshold": middle - 1e-5, "accepts": 0.95, "rows": 20}
+        return _with(models["identification"], tmp_path / "model", open_set=stored)
+
+    def test_what_scores_below_the_stored_threshold_is_unknown(
+        self, model: Path, energies: dict[str, float], pictures: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        lowest = min(energies, key=lambda name: energies[name])
+        paths = [str(pictures / name) for name in energies]
+        assert main(["predict", str(model), *paths, "--json", "--dtype", "float32"]) == 0
+        answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert main(["predict", str(model), *paths, "--json", "--dtype", "float32", "--closed-set"]) == 0
+        closed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        for name, answer, named in zip(energies, answers, closed, strict=True):
+            assert named["generator"] in ("GAN", "SD", "New Net") and "likeliest" not in named
+            if name == lowest:
+                likeliest = {**named, "generator": "unknown", "likeliest": named["generator"]}
+                assert answer == likeliest
+            else:
+                assert answer == named
+
+    def test_a_line_says_unknown_without_a_probability(
+        self, model: Path, energies: dict[str, float], pictures: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        lowest = min(energies, key=lambda name: energies[name])
+        assert main(["predict", str(model), str(pictures / lowest)]) == 0
+        assert capsys.readouterr().out == f"{pictures / lowest}\tunknown\t-\n"
+
+    def test_a_model_that_stores_nothing_always_names_one(self, models: dict[str, Path], pictures: Path) -> None:
+        identifier = Detector.from_pretrained(models["identification"])
+        assert identifier.known_above is None and identifier.answers([]).known is None
+        (answer,) = predict_paths([pictures / "a.png"], identifier=identifier)
+        assert answer.generator in identifier.names
+
+    def test_close_to_the_threshold_bfloat16_answers_as_float32_does(
+        self, models: dict[str, Path], energies: dict[str, float], pictures: Path, tmp_path: Path
+    ) -> None:
+        images = [open_image(pictures / name) for name in energies]
+        for number, energy in enumerate(energies.values()):
+            for side in (-1e-4, 1e-4):
+                stored = {"score": "energy", "threshold": energy + side}
+                folder = _with(models["identification"], tmp_path / f"{number} {side}", open_set=stored)
+                exact = Detector.from_pretrained(folder, dtype="float32").answers(images).known
+                rounded = Detector.from_pretrained(folder, dtype="bfloat16").answers(images).known
+                assert exact is not None and rounded is not None
+                assert exact.tolist() == rounded.tolist() and exact[number] == (side < 0)
+
+    @pytest.mark.parametrize(
+        "stored",
+        [{}, {"score": "energy"}, {"score": "magic", "threshold": 1.0}, {"score": "energy", "threshold": "1"},
+         {"score": "energy", "threshold": float("nan")}, {"score": "energy", "threshold": True}],
+    )  # fmt: skip
+    def test_a_threshold_that_is_none_is_refused(self, models: dict[str, Path], tmp_path: Path, stored: Any) -> None:
+        folder = _with(models["identification"], tmp_path / "model", open_set=stored)
+        with pytest.raises(ModelError, match="expected open_set to hold the score energy and a finite threshold"):
+            Detector.from_pretrained(folder)
+
+
+class TestOtherColumns:
+    """Models that tell the classes of any column apart."""
+
+    @pytest.fixture
+    def model(self, models: dict[str, Path], tmp_path: Path) -> Path:
+        names = {"0": "faces", "1": "paintings", "2": "photos"}
+        fields = {"label_column": "content_type", "id2label": names, "label2id": {n: int(i) for i, n in names.items()}}
+        return _with(models["identification"], tmp_path / "content", **fields)
+
+    def test_the_class_is_the_label(self, model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["predict", str(model), str(pictures / "a.png"), "--json"]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert set(answer) == {"path", "label", "probability"} and answer["label"] in ("faces", "paintings", "photos")
+
+    def test_it_names_no_generators(
+        self, model: Path, models: dict[str, Path], pictures: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = ["predict", str(models["detection"]), str(pictures), "--identify", str(model)]
+        assert main(command) == 2
+        assert "expected an identification model, found one for the column content_type" in capsys.readouterr().err
+
+    def test_it_is_measured_on_that_column(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pytest.importorskip("matplotlib")
+        build_repository(write_root(tmp_path / "root", table_rows()), tmp_path / "ds", render_card=dataset_card)
+        out = tmp_path / "results.json"
+        assert main(["evaluate", str(model), str(tmp_path / "ds"), "--split", "train", "--out", str(out)]) == 0
+        results = json.loads(out.read_text())
+        rows = load_rows(tmp_path / "ds", "detection", "train")
+        content = [rows.features["content_type"].names[value] for value in rows["content_type"][:]]
+        assert results["n"] == content.count("faces") and results["unknown_classes"] == {"maps": content.count("maps")}
+        assert results["names"] == ["faces", "paintings", "photos"]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import numpy as np
 import pytest
+import scipy.special
+import sklearn.metrics
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
+from imaginet_hub import calibration
+from imaginet_hub.data.loading import held_out
 from imaginet_hub.errors import DataNotFoundError, ModelError, UsageError
 from imaginet_hub.selfcon import (
     SelfConImageProcessor,
@@ -17,10 +22,11 @@ from imaginet_hub.selfcon import (
     SelfConResNetForImageClassification,
     SelfConResNetForPreTraining,
 )
+from imaginet_hub.training import head
 from imaginet_hub.training.augment import AugmentedRows, HeadAugmentation, RowKey
 from imaginet_hub.training.head import build_classifier, encode, parse_head_args, train_head
 from imaginet_hub.training.trainer import parse_train_args, train
-from tests.training.conftest import TINY, pickles
+from tests.training.conftest import TINY, patterned, pickles
 
 QUIET = ["--disable_tqdm", "true", "--use_cpu", "true", "--crop_size", "32", "--per_device_train_batch_size", "20"]
 QUIET += ["--logging_steps", "1", "--processor_crop_size", "40", "--bf16", "false"]
@@ -208,3 +214,160 @@ def test_the_defaults_are_upstreams_recipe(tmp_path):
     assert (args.learning_rate, args.weight_decay, args.lr_scheduler_type) == (1e-4, 1e-3, "constant")
     assert (args.head_optimizer, args.adapt_batchnorm, args.balance, args.cache_epochs) == ("adam", True, True, 0)
     assert not args.unfreeze_encoder and args.head_hidden_size == 1024 and args.head_dropout == 0.2
+
+
+class TestCalibration:
+    """What is fitted to rows that were held out, and what a published model makes of it."""
+
+    @pytest.fixture(scope="class")
+    def many(self):
+        return patterned(160, seed=3)
+
+    @pytest.fixture(scope="class")
+    def folders(self, many, tmp_path_factory):
+        """Heads that differ in nothing but what is fitted after training, on an encoder with random weights."""
+        torch.manual_seed(0)
+        encoder = SelfConResNetForPreTraining(SelfConResNetConfig(backbone="test_resnet", stem_stride=2))
+        out = tmp_path_factory.mktemp("heads")
+        flags = ["--no_adapt_batchnorm", "--max_steps", "25", "--learning_rate", "0.003", "--held_out", "0.25"]
+        headed(many, encoder, out / "detection", *flags)
+        headed(synthetic(many), encoder, out / "identification", *flags, column="generator_family")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(head, "fit_to", lambda *args, **kwargs: {})
+            headed(many, encoder, out / "raw", *flags)
+            headed(synthetic(many), encoder, out / "raw identification", *flags, column="generator_family")
+        return out
+
+    def logits(self, folder, rows):
+        model = SelfConResNetForImageClassification.from_pretrained(folder).eval()
+        processor = SelfConImageProcessor.from_pretrained(folder)
+        with torch.no_grad():
+            logits = model(**processor(list(rows["image"]), return_tensors="pt")).logits
+        return model.config, logits.double().numpy()
+
+    def test_the_published_logits_are_the_fitted_ones(self, folders, many):
+        held = held_out(many, 0.25)[1]
+        labels = np.array(held["label"][:])
+        config, published = self.logits(folders / "detection", held)
+        _, raw = self.logits(folders / "raw", held)
+        fitted = config.calibration
+        assert (fitted["method"], fitted["threshold"], fitted["rows"]) == ("platt", 0.5, len(held))
+        margins = raw[:, 1] - raw[:, 0]
+        slope, intercept = calibration.fit_platt(margins, labels)
+        assert (fitted["slope"], fitted["intercept"]) == pytest.approx((slope, intercept), rel=1e-3)
+        got = published[:, 1] - published[:, 0]
+        np.testing.assert_allclose(got, slope * margins + intercept, rtol=1e-3, atol=1e-3)
+        # The likelier class is the one on its side of the stored threshold.
+        probability = 1 / (1 + np.exp(-got))
+        assert ((probability >= fitted["threshold"]) == (published.argmax(1) == 1)).all()
+        assert fitted["after"]["nll"] <= fitted["before"]["nll"] + 0.02
+        exact = sklearn.metrics.log_loss(labels, probability)
+        assert fitted["after"]["nll"] == pytest.approx(exact, abs=2e-4)
+
+    def test_a_temperature_changes_no_class(self, folders, many):
+        rows = synthetic(many)
+        config, published = self.logits(folders / "identification", rows)
+        _, raw = self.logits(folders / "raw identification", rows)
+        np.testing.assert_allclose(published, raw / config.calibration["temperature"], rtol=1e-3, atol=1e-3)
+        assert (published.argmax(1) == raw.argmax(1)).all()
+
+    def test_known_generators_are_accepted_as_often_as_was_asked(self, folders, many):
+        held = held_out(synthetic(many), 0.25)[1]
+        config, published = self.logits(folders / "identification", held)
+        stored = config.open_set
+        assert stored["score"] == "energy" and stored["accepts"] == 0.95 and stored["rows"] == len(held)
+        energies = scipy.special.logsumexp(published, axis=1)
+        assert np.mean(energies >= stored["threshold"] - 1e-4) >= 0.95
+        assert np.mean(energies >= stored["threshold"] + 1e-4) < 0.95 + 1 / len(held)
+
+    def test_held_out_rows_are_not_trained_on(self, many, raw, tmp_path, monkeypatch):
+        seen = set()
+        original = AugmentedRows.__getitem__
+
+        def spied(self, key):
+            row = self.rows[key.row if isinstance(key, tuple) else key]
+            seen.add(row["image"]["bytes"])
+            return original(self, key)
+
+        monkeypatch.setattr(AugmentedRows, "__getitem__", spied)
+        headed(many, raw, tmp_path, "--num_train_epochs", "1", "--held_out", "0.25", "--no_balance")
+        plain = many.cast_column("image", datasets.Image(decode=False))
+        kept, held = (part["image"] for part in held_out(plain, 0.25))
+        assert seen == {image["bytes"] for image in kept}
+        assert seen.isdisjoint(image["bytes"] for image in held)
+
+    def test_a_class_is_never_held_out_as_a_whole(self, many, raw, tmp_path):
+        chosen = held_out(synthetic(many), 0.25)[1]
+        rare = chosen.filter(lambda family: family == 0, input_columns="generator_family").select(range(1))
+        rows = datasets.concatenate_datasets(
+            [synthetic(many).filter(lambda family: family == 1, input_columns="generator_family"), rare]
+        )
+        out = headed(rows, raw, tmp_path, "--max_steps", "1", "--held_out", "0.25", column="generator_family")
+        record = json.loads((out / "training.json").read_text())
+        assert record["names"] == ["GAN", "SD"] and record["calibration"]["method"] == "none"
+
+    def test_without_enough_rows_it_says_so_and_trains_on_all(self, rows, raw, tmp_path):
+        out = headed(rows.select(range(12)), raw, tmp_path, "--max_steps", "1", "--held_out", "0.01")
+        config = SelfConResNetConfig.from_pretrained(out)
+        assert config.calibration["method"] == "none" and "does not hold two classes" in config.calibration["why"]
+        assert config.open_set is None
+
+    def test_weights_that_are_not_finite_are_kept_as_they_are(self, raw):
+        config = SelfConResNetConfig(backbone="test_resnet", stem_stride=2, track="detection", num_labels=2)
+        model = SelfConResNetForImageClassification(config)
+        before = model.classifier[-1].weight.clone()
+        record = head.fit_to(model, np.array([[np.nan, 0.0], [0.0, 1.0]]), np.array([0, 1]))
+        assert record["calibration"] == {"method": "none", "why": "the logits are not finite"}
+        assert torch.equal(model.classifier[-1].weight, before)
+
+    def test_logits_that_point_the_wrong_way_are_kept_as_they_are(self):
+        config = SelfConResNetConfig(backbone="test_resnet", stem_stride=2, track="detection", num_labels=2)
+        model = SelfConResNetForImageClassification(config)
+        record = head.fit_to(model, np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 1]))
+        assert record["calibration"]["method"] == "none" and model.config.calibration == record["calibration"]
+
+    def test_a_broken_image_among_the_held_out_costs_the_calibration_and_no_more(self, many, raw, tmp_path):
+        plain = many.cast_column("image", datasets.Image(decode=False)).add_column(
+            "sha256", [f"{number:064x}" for number in range(len(many))]
+        )
+        first = held_out(plain, 0.25)[1]["sha256"][0]
+
+        def damage(row):
+            if row["sha256"] == first:
+                row["image"] = {"bytes": row["image"]["bytes"][:60], "path": None}
+            return row
+
+        broken = plain.map(damage).cast_column("image", datasets.Image())
+        out = headed(broken, raw, tmp_path, "--max_steps", "1", "--held_out", "0.25")
+        assert "cannot be read" in SelfConResNetConfig.from_pretrained(out).calibration["why"]
+        assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "names"),
+    [
+        ("generator", ["A", "B"], ["A", "B"]),
+        ("camera", ["Zorki", "apple", "Canon"], ["Canon", "Zorki", "apple"]),
+        ("indoors", [True, False], ["False", "True"]),
+    ],
+)
+def test_any_column_of_class_names_can_be_told_apart(rows, raw, tmp_path, column, values, names):
+    chosen = synthetic(rows) if column == "generator" else rows
+    labelled = chosen.add_column(column, [values[number % len(values)] for number in range(len(chosen))])
+    out = headed(labelled, raw, tmp_path, "--max_steps", "2", column=column)
+    config = SelfConResNetConfig.from_pretrained(out)
+    assert (config.label_column, config.track, config.head_type) == (column, "identification", "l2norm_mlp")
+    assert config.id2label == dict(enumerate(names))
+
+
+def test_the_papers_optimiser_is_adamw_with_its_betas(rows, raw, tmp_path):
+    class Optimizer(TrainerCallback):
+        def on_train_begin(self, args, state, control, optimizer, **kwargs):
+            self.kind, self.group = type(optimizer.optimizer), optimizer.param_groups[0]
+
+    for flags, betas in (([], (0.9, 0.99)), (["--adam_beta2", "0.98"], (0.9, 0.98))):
+        found = Optimizer()
+        more = ["--max_steps", "1", "--head_optimizer", "adamw", *flags]
+        headed(rows, raw, tmp_path / str(betas), *more, callbacks=[found])
+        assert found.kind is torch.optim.AdamW
+        assert (found.group["lr"], found.group["betas"], found.group["weight_decay"]) == (1e-4, betas, 1e-3)
