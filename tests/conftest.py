@@ -27,7 +27,12 @@ runpy.run_path(str(_GUARD / "sitecustomize.py"))
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from PIL import Image  # noqa: E402
+
+# An example takes as long as a busy machine lets it.
+settings.register_profile("patient", settings(), deadline=None)
+settings.load_profile("patient")
 
 PROJECT = Path(__file__).parents[1]
 SHARED = PROJECT.parent / "shared"

@@ -15,17 +15,22 @@ The presets called quick are for small machines.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from types import NoneType
+from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
 
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
+from transformers.integrations import get_available_reporting_integrations
 
 from imaginet_hub.data.units import one_line
 from imaginet_hub.errors import DataNotFoundError, UsageError
@@ -114,14 +119,86 @@ HEAD_PRESETS: dict[str, dict[str, Any]] = {
 ARCHITECTURE = ("backbone", "stem_stride", "exit_stages", "projection_dim")
 
 _STEPPED_COSINE = "cosine_warmup_with_min_lr"
-# What cannot be otherwise here: the value that it has to have, and why.
-_FIXED = {
-    "push_to_hub": (False, "train into a folder, look at it, then upload that folder: {}"),
-    "remove_unused_columns": (False, "the loss needs columns that the model does not take"),
-    "train_sampling_strategy": ("random", "--balance is what changes the order of rows"),
-}
 #: How a finished folder is published.
 UPLOAD = "hf upload OWNER/NAME FOLDER --exclude 'checkpoint-*' 'runs/*'"
+
+_TEXT = "it is for models of text"
+_SHARDED = "every device holds the whole network, which is small; torchrun alone trains on several"
+# What cannot be otherwise here: the value that it has to have, and why.
+_FIXED: dict[str, tuple[Any, str]] = {
+    "push_to_hub": (False, f"train into a folder, look at it, then upload that folder: {UPLOAD}"),
+    "remove_unused_columns": (False, "the loss needs columns that the model does not take"),
+    "train_sampling_strategy": ("random", "--balance is what changes the order of rows"),
+    "auto_find_batch_size": (
+        False,
+        "another batch is another loss; where memory is short lower --mini_batch_size (train) or "
+        "--per_device_train_batch_size",
+    ),
+    "neftune_noise_alpha": (None, _TEXT),
+    "include_num_input_tokens_seen": ("no", _TEXT),
+    "use_liger_kernel": (False, _TEXT),
+    "use_cache": (False, _TEXT),
+    "fsdp": (None, _SHARDED),
+    "deepspeed": (None, _SHARDED),
+    "parallelism_config": (None, _SHARDED),
+}
+# What only `Trainer` with an eval_dataset can do, and a command has none.
+_EVALUATION = (
+    "batch_eval_metrics",
+    "bf16_full_eval",
+    "do_eval",
+    "do_predict",
+    "eval_accumulation_steps",
+    "eval_delay",
+    "eval_do_concat_batches",
+    "eval_on_start",
+    "eval_steps",
+    "eval_strategy",
+    "eval_use_gather_object",
+    "fp16_full_eval",
+    "greater_is_better",
+    "include_for_metrics",
+    "label_names",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "per_device_eval_batch_size",
+    "prediction_loss_only",
+)
+# What a number may be: a test of it, and that in words. Not a number passes none.
+_SHARE = (lambda value: 0 <= value <= 1, "from 0 to 1")
+_POSITIVE = (lambda value: 0 < value < math.inf, "above 0")
+_FROM_0 = (lambda value: 0 <= value < math.inf, "0 or more")
+_FROM_1 = (lambda value: value >= 1, "1 or more")
+_SEED = (lambda value: 0 <= value < 2**32, "from 0 to 2^32 - 1")
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "learning_rate": _FROM_0,
+    "weight_decay": _FROM_0,
+    "max_grad_norm": _FROM_0,
+    "label_smoothing_factor": _SHARE,
+    "num_train_epochs": _POSITIVE,
+    "gradient_accumulation_steps": _FROM_1,
+    "logging_steps": _POSITIVE,
+    "save_steps": _POSITIVE,
+    "dataloader_num_workers": _FROM_0,
+    "dataloader_prefetch_factor": _FROM_1,
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "crop_size": _FROM_1,
+    "perturb": _SHARE,
+    "rotate": _SHARE,
+    "flip": _SHARE,
+    "held_out": (lambda value: 0 <= value < 1, "a share of the rows, from 0 to below 1"),
+    "processor_crop_size": _FROM_1,
+    "temperature": _POSITIVE,
+    "mini_batch_size": (_FROM_0[0], "1 image or more, or 0"),
+    "crops_per_image": _FROM_1,
+    "head_hidden_size": _FROM_1,
+    "head_dropout": (lambda value: 0 <= value < 1, "from 0 to below 1"),
+    "accept_known": (lambda value: 0 < value <= 1, "a share above 0, at most 1"),
+    "cache_epochs": _FROM_0,
+}
+# Where a name of a file with a mapping may stand in the mapping's place.
+_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 
 
 def default(name: str, value: Any) -> Any:
@@ -142,6 +219,8 @@ class RowTrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = default("report_to", "none")  # noqa: RUF009, RUF036
     save_strategy: str = default("save_strategy", "no")
     logging_steps: float = default("logging_steps", 10)
+    # A loss that is no number would be logged as the mean of those before; here it ends the run.
+    logging_nan_inf_filter: bool = default("logging_nan_inf_filter", False)
     max_grad_norm: float = default("max_grad_norm", 0.0)
     remove_unused_columns: bool = default("remove_unused_columns", False)
     dataloader_pin_memory: bool = default("dataloader_pin_memory", torch.cuda.is_available())
@@ -165,21 +244,39 @@ class RowTrainingArguments(TrainingArguments):
     overwrite: bool = option(False, "Replace the model, and the checkpoints, that OUT holds.")
 
     def __post_init__(self) -> None:
+        for name, (value, why) in _FIXED.items():
+            if getattr(self, name) not in (value, None, False):
+                left = "no" if value in (None, False) else str(value)
+                raise UsageError(f"expected --{name} to be left at {left}: {why}")
+        for name, (fits, words) in _RANGES.items():
+            number = getattr(self, name, None)
+            if number is not None and not fits(number):
+                raise UsageError(f"expected --{name} to be {words}, got {number}")
         if self.use_cpu is False and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers takes bf16 on a CPU only where the CPU was asked for
+        if self.fp16:
+            chosen("float16", _device(self.use_cpu))
         if self.bf16 is None:
             self.bf16 = not self.fp16 and chosen("auto", _device(self.use_cpu)) == "bfloat16"
         super().__post_init__()
-        for name, (value, why) in _FIXED.items():
-            if getattr(self, name) not in (value, None):
-                raise UsageError(f"expected --{name} {str(value).lower()}: {why.format(UPLOAD)}")
+        for name in self._VALID_DICT_FIELDS:
+            text = getattr(self, name)
+            if isinstance(text, str) and name not in _FILES:
+                raise UsageError(f"expected --{name} to be a mapping as JSON, got {text}")
+        installed = get_available_reporting_integrations()
+        lacking = [name for name in self.report_to or () if name not in installed]
+        if lacking:
+            raise UsageError(
+                f"expected --report_to none, all or what is installed here ({', '.join(installed) or 'nothing'}), got "
+                f"{', '.join(lacking)}; install it with pip, tensorboard comes with imaginet_hub[train]"
+            )
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            raise UsageError("expected --dataloader_num_workers of 1 or more with --dataloader_persistent_workers")
         if self.per_device_train_batch_size < 2:
             raise UsageError(
                 f"expected a batch of 2 images or more, got {self.per_device_train_batch_size}: one image has nothing "
                 "to be compared with; raise --per_device_train_batch_size"
             )
-        if not 0 <= self.held_out < 1:
-            raise UsageError(f"expected --held_out to be a share of the rows, from 0 to below 1, got {self.held_out}")
 
 
 def _device(use_cpu: bool) -> torch.device:
@@ -225,10 +322,6 @@ class SelfConTrainingArguments(RowTrainingArguments):
             self.optim_args = "momentum=0.9"
         if self.objective not in OBJECTIVES:
             raise UsageError(f"expected --objective {', '.join(OBJECTIVES)}, got {self.objective}")
-        if self.mini_batch_size is not None and self.mini_batch_size < 0:
-            raise UsageError(f"expected --mini_batch_size of 1 image or more, or 0, got {self.mini_batch_size}")
-        if self.crops_per_image < 1:
-            raise UsageError(f"expected --crops_per_image of 1 or more, got {self.crops_per_image}")
         if self.label_smoothing_factor:
             raise UsageError("expected no --label_smoothing_factor: it belongs to a classifier, see train-head")
 
@@ -308,10 +401,6 @@ class HeadTrainingArguments(RowTrainingArguments):
         super().__post_init__()
         if self.head_optimizer not in ("adam", "adamw", "trainer"):
             raise UsageError(f"expected --head_optimizer adam, adamw or trainer, got {self.head_optimizer}")
-        if not 0 < self.accept_known <= 1:
-            raise UsageError(f"expected --accept_known to be a share above 0, at most 1, got {self.accept_known}")
-        if self.cache_epochs < 0:
-            raise UsageError(f"expected --cache_epochs 0 or more, got {self.cache_epochs}")
         if self.cache_epochs and (self.adapt_batchnorm or self.unfreeze_encoder):
             raise UsageError(
                 "expected stored features only from an encoder that stays as it is: with --cache_epochs pass "
@@ -351,9 +440,14 @@ class _Parser(HfArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+        hints = {name: hint for kind in self.dataclass_types for name, hint in get_type_hints(kind).items()}
+        #: What may be None.
+        self.optional = {name for name, hint in hints.items() if NoneType in get_args(hint)}
         for action in self._actions:
             if action.type is string_to_bool and action.nargs is None:  # those that may be None ask for a value
                 action.nargs, action.const = "?", True
+            elif action.nargs is None and list[str] in get_args(hints.get(action.dest)):
+                action.nargs = "+"  # one or several
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -378,16 +472,27 @@ class _Parser(HfArgumentParser):
         place = ["--output_dir", str(out)]
         first, _ = self.parse_known_args([*argv, *place])
         values = _read_config(first.config, {*fields, "preset"} - {"output_dir"}) if first.config else {}
-        argv = [*_flags(values), *argv, *place]
+        several = {action.dest for action in self._actions if action.nargs == "+"}
+        empty = {name: value for name, value in values.items() if value in (None, [])}
+        for name, value in empty.items():
+            if name not in (self.optional if value is None else several):
+                raise UsageError(
+                    f"--config {first.config}: expected a value of {name}, got {json.dumps(value)}; leave out what is "
+                    "to have its default"
+                )
+        argv = [*_flags(values, first.config), *argv, *place]
         chosen, _ = self.parse_known_args(argv)
+        _check_evaluation(chosen, self)
         self.set_defaults(**presets[chosen.preset])
-        self.set_defaults(**{name: None for name, value in values.items() if value is None})
+        self.set_defaults(**empty)
         try:
             *parsed, unknown = self.parse_args_into_dataclasses(
                 argv, return_remaining_strings=True, look_for_args_file=False
             )
-        except (ValueError, ImportError) as error:  # transformers' own checks of its arguments
-            raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+        except UsageError:
+            raise
+        except (ValueError, TypeError, ImportError, OSError) as error:  # transformers' own checks of its arguments
+            raise UsageError(one_line(" ".join(str(error).split()))) from error
         if unknown:
             name, _, _ = unknown[0].partition("=")
             raise UsageError(f"unknown option {name}: {_close(name, self._option_string_actions)}")
@@ -397,6 +502,52 @@ class _Parser(HfArgumentParser):
 def _close(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, known, n=3)
     return f"did you mean {' or '.join(close)}?" if close else "see --help"
+
+
+def _check_evaluation(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    for name in _EVALUATION:
+        if getattr(asked, name) != parser.get_default(name):
+            raise UsageError(f"{_NO_EVALUATION}, got --{name}")
+    if asked.save_strategy == "best":
+        raise UsageError(f"{_NO_EVALUATION}, got --save_strategy best; expected no, steps or epoch")
+
+
+_NO_EVALUATION = "no images are evaluated on while training: train, then measure with `imaginet evaluate`"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers and booleans, so that 1e-3 is a number and no is a word; nothing by reference."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name) stands in it; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [key.value for key, _ in node.value]
+        _check_once(names)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", "true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", "[-+]?[0-9]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def _check_once(names: Sequence[Any]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} is in it twice")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _check_once([name for name, _ in pairs])
+    return dict(pairs)
 
 
 def _read_config(file: str, known: set[str]) -> dict[str, Any]:
@@ -409,10 +560,15 @@ def _read_config(file: str, known: set[str]) -> dict[str, Any]:
     path = Path(file).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        if path.suffix.lower() == ".json":
+            found = json.loads(text, object_pairs_hook=_object)
+        else:
+            found = yaml.load(text, _Loader)
     except FileNotFoundError as error:
         raise DataNotFoundError(f"--config: no file {file}: expected YAML or JSON with NAME: VALUE") from error
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+    except RecursionError as error:
+        raise UsageError(f"--config {file}: expected YAML or JSON with NAME: VALUE, got brackets too deep") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
         said = " ".join(str(error).split())
         raise UsageError(one_line(f"--config {file}: expected YAML or JSON, but {said}")) from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
@@ -425,14 +581,35 @@ def _read_config(file: str, known: set[str]) -> dict[str, Any]:
     return found
 
 
-def _flags(values: Mapping[str, Any]) -> list[str]:
-    """What a file says as flags, so that it is checked as they are. What is None is left to the defaults."""
+def _flags(values: Mapping[str, Any], file: str) -> list[str]:
+    """What a file says as flags, so that it is checked as they are; but for what is None or an empty list.
+
+    Raises:
+        UsageError: a value that no flag can have.
+    """
     flags: list[str] = []
     for name, value in values.items():
-        if isinstance(value, dict):
+        items = value if isinstance(value, list) else [value]
+        if isinstance(value, dict) and _plain(value):
             flags.append(f"--{name}={json.dumps(value)}")
+        elif value is not None and not all(isinstance(item, (str, int, float)) for item in items):
+            got = one_line(repr(value)[:80])
+            raise UsageError(f"--config {file}: expected {name} to be a word, a number or a list of such, got {got}")
         elif isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
+            flags += [f"--{name}", *map(_word, value)] if value else []
         elif value is not None:
-            flags.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+            flags.append(f"--{name}={_word(value)}")
     return flags
+
+
+def _word(value: str | float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _plain(value: Any) -> bool:
+    """Whether JSON can say it."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _plain(item) for name, item in value.items())
+    if isinstance(value, list):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (str, int, float))

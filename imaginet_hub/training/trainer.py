@@ -29,6 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from imaginet_hub.data.loading import held_out, values_of
+from imaginet_hub.data.units import one_line
 from imaginet_hub.errors import DataNotFoundError, ModelError, UsageError
 from imaginet_hub.labels import Origin, Track, id2label
 from imaginet_hub.selfcon import SelfConImageProcessor, SelfConResNetPreTrainedModel, save_publishable
@@ -95,6 +96,27 @@ class _Epochs(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
+class _Losses(TrainerCallback):
+    """Losses are logged before a checkpoint is written, which then tells of all of them; one that is no number ends
+    the run, before it gets into a checkpoint."""
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= control.should_save
+
+    on_epoch_end = on_step_end
+
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        for name in ("loss", "train_loss"):
+            loss = (logs or {}).get(name, 0.0)
+            if not math.isfinite(float(loss)):
+                raise UsageError(
+                    f"expected a loss that is a number, got {loss} by step {state.global_step}: training diverged; "
+                    "lower --learning_rate, raise --temperature, or pass --bf16 false"
+                )
+
+
 class RowTrainer(Trainer):
     """transformers' `Trainer` on rows of images: our order of rows, channels-last memory, no pickles beside a model.
 
@@ -136,10 +158,11 @@ class RowTrainer(Trainer):
             eval_dataset=None if eval_dataset is None else self._augmented(eval_dataset, args),
             data_collator=default_collate,
             processing_class=processing_class or SelfConImageProcessor(crop_size=args.processor_crop_size),
-            callbacks=[_Epochs(sampler), *callbacks],
+            callbacks=[_Epochs(sampler), _Losses(), *callbacks],
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False
+        vars(getattr(self.model, "config", self)).pop("use_cache", None)  # no matter of an image model's
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(_Bar)
 
@@ -160,6 +183,22 @@ class RowTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All of them: upstream decays biases and BatchNorm's parameters too."""
         return [name for name, _ in model.named_parameters()]
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        """As transformers.
+
+        Raises:
+            UsageError: they cannot be made as the arguments ask.
+        """
+        args = self.args
+        try:
+            super().create_optimizer_and_scheduler(num_training_steps)
+        except (ValueError, TypeError, ImportError, LookupError, RuntimeError) as error:
+            raise UsageError(
+                f"expected an optimiser and a schedule that can be made, got --optim {args.optim}, --optim_args "
+                f"{args.optim_args}, --lr_scheduler_type {args.lr_scheduler_type} and --lr_scheduler_kwargs "
+                f"{json.dumps(args.lr_scheduler_kwargs, default=str)}: {one_line(' '.join(str(error).split()))}"
+            ) from error
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)

@@ -466,8 +466,8 @@ def gone(process: int) -> bool:
         "#!/bin/sh\nhead -c 5000000 /dev/zero\n",
         "#!/bin/sh\nhead -c 50000 /dev/urandom; exec sleep 600\n",
         "#!/bin/sh\nexec sleep 600\n",
-        "#!/bin/sh\nsleep 600\n",  # and its child holds the pipe
-        "#!/bin/sh\nyes ERROR: no >&2\n",
+        "#!/bin/sh\nsleep 60\n",  # and its child holds the pipe
+        "#!/bin/sh\nexec yes ERROR: no >&2\n",
         "#!/nowhere/at/all\n",
         "no program at all\0\1\2",
     ],
@@ -477,7 +477,7 @@ def test_a_program_that_fails_leaves_it_to_py7zr(
     body: str, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("py7zr")
-    monkeypatch.setattr(unpacking, "_SILENCE_S", 1.0)
+    monkeypatch.setattr(unpacking, "_SILENCE_S", 0.3)
     fake(body)
     files = small()
     (file,) = write_7z(tmp_path / "a.7z", files.items(), compressed=True, solid=True)

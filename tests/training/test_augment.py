@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from scipy import stats
 
 from imaginet_hub.errors import UsageError
 from imaginet_hub.selfcon import SelfConImageProcessor
@@ -99,6 +100,83 @@ def test_train_parameters_fill_the_published_ranges():
         assert all(close(count, 1 / len(choices), len(values[name])) for count in counts.values())
 
 
+def fits(counts, shares):
+    """Pearson's chi-square: whether such counts come up more often than once in 100,000 times, given the shares."""
+    assert set(counts) <= set(shares) and sum(shares.values()) == pytest.approx(1)
+    total = sum(counts.values())
+    assert min(shares.values()) * total >= 5, "enough of each to count on"
+    observed, expected = zip(*((counts[name], share * total) for name, share in shares.items()), strict=True)
+    return stats.chisquare(observed, np.array(expected) * total / sum(expected)).pvalue > 1e-5
+
+
+_THIRD = {"jpeg": 1 / 6, "webp": 1 / 6, "blur": 1 / 3, "noise": 1 / 3}
+
+
+def test_train_plans_are_jointly_distributed_as_the_recipe_says():
+    perturbations = {None: 0.5} | {name: 0.5 * share for name, share in _THIRD.items()}
+    turns = {None: 0.67} | {k: 0.33 / 4 for k in range(4)}
+    flips = {None: 0.67} | dict.fromkeys(("horizontal", "vertical", "both"), 0.11)
+    shares = {
+        (one, two, three): a * b * c
+        for (one, a), (two, b), (three, c) in product(perturbations.items(), turns.items(), flips.items())
+    }
+    counts = Counter()
+    for plan in plans(TrainAugmentation(96)):
+        named = dict(plan)
+        perturbation = next((name for name in _THIRD if name in named), None)
+        counts[perturbation, named.get("rotate"), named.get("flip")] += 1
+    assert fits(counts, shares)
+
+
+def test_head_plans_are_distributed_as_the_code_s_weights_say():
+    shares = {("resized_crop", None): 3 / 52, ("resized_crop", "jpeg"): 3 / 104, ("resized_crop", "webp"): 3 / 104}
+    shares[("crop", None)] = 0.5 + 0.3 * 5 / 13
+    shares |= {("crop", name): 0.7 * 5 / 13 * share for name, share in _THIRD.items()}
+    counts = Counter(
+        (plan[0].name, next((name for name, _ in plan if name in _THIRD), None)) for plan in plans(HeadAugmentation())
+    )
+    assert fits(counts, shares)
+
+
+def test_parameters_are_spread_evenly():
+    values: dict[str, list] = {}
+    for plan in plans(TrainAugmentation(perturb=1), 3 * DRAWS):
+        for name, parameter in plan:
+            values.setdefault(name, []).append(parameter)
+    for name in ("jpeg", "webp"):
+        assert fits(Counter(values[name]), dict.fromkeys(range(50, 96), 1 / 46))
+    assert fits(Counter(values["blur"]), {3: 1 / 5, 5: 2 / 5, 7: 2 / 5})
+    assert stats.kstest(values["noise"], "uniform", (3, 7)).pvalue > 1e-5
+
+
+def test_counting_would_notice_a_wrong_recipe():
+    equal = Counter(dict.fromkeys("abcd", 5000))
+    assert fits(equal, dict.fromkeys("abcd", 1 / 4)) and not fits(equal, {"a": 0.28, "b": 0.24, "c": 0.24, "d": 0.24})
+
+
+def test_pictures_are_turned_as_often_as_the_recipe_says():
+    # The four corners differ, so that all eight ways to lay a square can be told.
+    picture_ = np.array([[[0] * 3, [60] * 3], [[120] * 3, [180] * 3]], np.uint8)
+    turned = [np.rot90(picture_, k) for k in range(4)]
+    flip = {None: lambda x: x, "h": lambda x: x[:, ::-1], "v": lambda x: x[::-1], "b": lambda x: x[::-1, ::-1]}
+    shares: Counter[bytes] = Counter()
+    for k, name in product(range(4), flip):
+        rotated = 0.67 * (k == 0) + 0.33 / 4
+        shares[flip[name](turned[k]).tobytes()] += rotated * (0.67 if name is None else 0.11)
+    augmentation, image = TrainAugmentation(2, perturb=0), Image.fromarray(picture_)
+    counts = Counter(np.asarray(augmentation.image(image, RowKey(0, i))).tobytes() for i in range(DRAWS // 4))
+    assert len(shares) == 8 and fits(counts, shares)
+
+
+def test_stage_1_crops_are_windows_of_the_picture():
+    augmentation = TrainAugmentation(12, perturb=0, rotate=0, flip=0)
+    for index, (width, height) in enumerate([(12, 12), (13, 40), (37, 12), (50, 61)] * 10):
+        image = picture(width, height, seed=index)
+        windows = np.lib.stride_tricks.sliding_window_view(np.asarray(image), (12, 12, 3)).reshape(-1, 12, 12, 3)
+        crop = np.asarray(augmentation.image(image, RowKey(0, index)))
+        assert (windows == crop).all(axis=(1, 2, 3)).sum() == 1
+
+
 def test_head_plans_follow_the_published_weights():
     drawn = plans(HeadAugmentation())
     assert {operation.parameter for plan in drawn for operation in plan if operation.name.endswith("crop")} == {256}
@@ -183,42 +261,52 @@ def test_quarter_turns_and_flips_are_those_of_numpy():
         np.testing.assert_array_equal(np.asarray(flipping.image(image, key)), flips[flip])
 
 
-def test_resized_crops_have_the_areas_and_aspects_asked_for(monkeypatch):
-    boxes = []
-    real_transform = Image.Image.transform
-
-    def spy(self, size, method, data, *args):
-        boxes.append(data)
-        return real_transform(self, size, method, data, *args)
-
-    monkeypatch.setattr(Image.Image, "transform", spy)
+def test_resized_crops_have_the_areas_and_aspects_asked_for():
     rng = np.random.default_rng(3)
-    image = picture(250, 240)
-    for _ in range(300):
-        assert augment._resized_crop(image, 16, rng).size == (16, 16)
-    left, top, right, bottom = np.array(boxes).T
-    assert left.min() >= 0 and top.min() >= 0 and right.max() <= 250 and bottom.max() <= 240
-    area, aspect = (right - left) * (bottom - top) / 60_000, (right - left) / (bottom - top)
+    top, left, height, width = np.array([augment._resized_box(250, 240, 16, rng) for _ in range(300)]).T
+    assert left.min() >= 0 and top.min() >= 0 and (left + width).max() <= 250 and (top + height).max() <= 240
+    area, aspect = width * height / 60_000, width / height
     assert area.min() > 0.07 and area.max() <= 1 and area.min() < 0.15 and area.max() > 0.8
     assert aspect.min() > 0.72 and aspect.max() < 1.38 and abs(np.log(aspect).mean()) < 0.05
-    long = augment._resized_crop(picture(400, 4), 16, rng)
-    assert long.size == (16, 16), "no box of such an aspect fits: the fall-back does"
+    assert augment._resized_box(400, 4, 16, rng) == (0, 197, 4, 5), "no box of such an aspect fits: the middle"
 
 
 def test_resized_crop_samples_bilinearly_without_antialiasing():
     # Shrunk by 4: each result pixel is the mean of the middle 2 x 2 of its 4 x 4; a low-pass would see the black ones.
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[1::4, 1::4] = pixels[1::4, 2::4] = pixels[2::4, 1::4] = pixels[2::4, 2::4] = 200
-
-    class WholeImage:
-        def uniform(self, low, high):
-            return high if low == 0.08 else 0.0
-
-        def integers(self, high, endpoint):
-            return 0
-
-    shrunk = augment._resized_crop(Image.fromarray(pixels), 4, WholeImage())
+    shrunk = augment._resized(Image.fromarray(pixels), 4)
     np.testing.assert_array_equal(np.asarray(shrunk), np.full((4, 4, 3), 200))
+
+
+@pytest.mark.parametrize("size", [(23, 40), (7, 5), (16, 16)])
+def test_resizing_interpolates_between_pixel_centres(size):
+    width, height = size
+    values = np.random.default_rng(1).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+    def weights(length):  # of each pixel for each of 16 samples, which lie at the centres of 16 equal parts
+        places = np.clip((np.arange(16) + 0.5) * length / 16 - 0.5, 0, length - 1)
+        return np.maximum(0, 1 - abs(places[:, None] - np.arange(length)))
+
+    expected = np.einsum("yh,hwc,xw->yxc", weights(height), values, weights(width))
+    resized = np.asarray(augment._resized(Image.fromarray(values), 16))
+    assert np.abs(resized - expected).max() < 0.501
+
+
+def test_heads_see_resized_windows_and_nothing_else():
+    # Where only the box is drawn, the result is the box's own pixels, resized: nothing outside of it plays a part.
+    augmentation = HeadAugmentation(16, perturb=1, rotate=0, flip=0)
+    image, seen = picture(60, 50), 0
+    for index in range(200):
+        drawn = augmentation.drawn(image.size, RowKey(0, index))
+        if [name for name, _ in drawn.plan] == ["resized_crop"]:
+            top, left, height, width = drawn.box
+            alone = image.crop((left, top, left + width, top + height))
+            np.testing.assert_array_equal(
+                np.asarray(augmentation.image(image, RowKey(0, index))), np.asarray(augment._resized(alone, 16))
+            )
+            seen += 1
+    assert seen > 10
 
 
 def test_the_result_depends_on_every_part_of_the_key_and_on_nothing_else():
@@ -235,27 +323,6 @@ def test_the_result_depends_on_every_part_of_the_key_and_on_nothing_else():
         *(augmentation(image, RowKey(*other)) for other in [(3, 3, 1), (2, 4, 1), (2, 3, 0), (3, 2, 1)]),
     ]
     assert not any(torch.equal(other, reference) for other in others)
-
-
-def test_batches_do_not_depend_on_the_workers(rows):
-    data = AugmentedRows(rows, TrainAugmentation(24, seed=1), {"labels": "label"})
-
-    def epochs(**options):
-        sampler = RowSampler(rows["label"], seed=4)
-        loader = DataLoader(data, batch_size=5, sampler=sampler, **options)
-        batches = []
-        for epoch in range(2):
-            sampler.set_epoch(epoch)
-            batches += list(loader)
-        return batches
-
-    alone = epochs()
-    shared = epochs(num_workers=2, persistent_workers=True, prefetch_factor=3)
-    assert len(alone) == len(shared) == 6
-    for one, other in zip(alone, shared, strict=True):
-        assert torch.equal(one["pixel_values"], other["pixel_values"]) and torch.equal(one["labels"], other["labels"])
-    first, second = (torch.cat([b["pixel_values"] for b in alone[i : i + 3]]) for i in (0, 3))
-    assert not any(torch.equal(a, b) for a in first for b in second), "another epoch, other crops"
 
 
 def test_augmented_rows_give_the_named_columns(rows):
