@@ -75,7 +75,7 @@ def _photographs(pictures: str | None) -> list[Path]:
     return found
 
 
-# --- contenders: one pass over a folder, as seconds of the processor by part ------------------------------------------
+# --- contenders: one pass over a folder, as seconds of the processor by part -----------------------------------------
 
 
 def upstream(folder: Path) -> Callable[[], dict[str, float]]:
@@ -219,6 +219,7 @@ def _dataset(folder: Path) -> Any:
     }
     zeros = [0] * len(files)
     columns = {"image": files, "label": zeros, "family": zeros}
+    datasets.disable_progress_bars()
     table = tempfile.mkdtemp(dir=folder.parent)  # goes with the images
     datasets.Dataset.from_dict(columns, features=datasets.Features(features)).save_to_disk(table)
     return datasets.load_from_disk(table)

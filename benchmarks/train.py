@@ -261,6 +261,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
                 "crop": args.memory_crop,
                 "batch": batch,
                 "mini_batch": mini_batch,
+                "threads": args.threads,
             }
             command = [sys.executable, str(Path(__file__).resolve()), "--memory-child", json.dumps(job)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -294,6 +295,8 @@ def memory_child(job: dict[str, Any]) -> dict[str, float]:
     from imaginet_hub.training.grad_cache import cached_backward
     from imaginet_hub.training.losses import ImagiNetLoss
 
+    if job["threads"]:
+        torch.set_num_threads(job["threads"])
     cuda = device().type == "cuda"
     model = new_model(job["backbone"], job["stem_stride"]).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-4)
@@ -352,6 +355,7 @@ _SMALL = {
     "crop": 48,
     "batch": 8,
     "repeats": 2,
+    "threads": 1,
     "count": 8,
     "steps": 20,
     "curve_crop": 24,

@@ -22,8 +22,8 @@ __all__ = [
     "accepting_threshold",
     "best_threshold",
     "brier_score",
-    "energy",
     "expected_calibration_error",
+    "fit_discriminants",
     "fit_platt",
     "fit_temperature",
     "negative_log_likelihood",
@@ -32,6 +32,9 @@ __all__ = [
 
 #: Numbers beyond this are refused, and differences below its inverse are none: squares and ratios stay finite.
 LARGEST = 1e30
+
+#: Of a covariance of features towards a multiple of the identity; see `fit_discriminants` and LOG.md.
+SHRINKAGE = 0.1
 
 
 def fit_platt(margins: ArrayLike, labels: ArrayLike) -> tuple[float, float] | None:
@@ -212,7 +215,8 @@ def accepting_threshold(scores: ArrayLike, share: float) -> float:
     rows with k / n >= share.
 
     Args:
-        scores: (n,) of known rows, higher for known, such as `energy`.
+        scores: (n,) of known rows, higher for known, such as the negated distance of
+            `fit_discriminants`.
         share: in (0, 1].
 
     Raises:
@@ -229,24 +233,46 @@ def accepting_threshold(scores: ArrayLike, share: float) -> float:
     return float(values[n - np.searchsorted(np.arange(n + 1) / n, share)])
 
 
-def energy(logits: ArrayLike) -> NDArray[np.float64]:
-    """The negative free energy of each row, log sum_k exp(logit_k): high for what is known, low for what is not.
+def fit_discriminants(
+    features: ArrayLike, labels: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Linear discriminants of L2-normalised features, and the classes' means in their space.
 
-    Liu et al. 2020, arXiv 2010.03759, equation 4 at the temperature 1, with the sign turned. It is at least the row's
-    highest logit, and at most log C above it.
+    The C - 1 directions in which the means differ most for the spread of the classes around them (Fisher 1936; Rao
+    1948), scaled so that the spread has the covariance 1 there. The covariance of the features is shrunk by
+    `SHRINKAGE` towards a multiple of the identity (Friedman 1989, "Regularized discriminant analysis", equation 18),
+    without which directions in which training images hardly differ would decide about others.
+
+    With z = features / |features|, |projection z - means[k]| is the distance to class k.
 
     Args:
-        logits: (n, C).
+        features: (n, D) rows.
+        labels: (n,) integers in 0..C-1; each of two classes or more must occur.
 
     Returns:
-        (n,) in the logits' units.
+        projection (C - 1, D), of which rows beyond D are 0, and means (C, C - 1). None where all features of a class
+        are the same, or all means.
 
     Raises:
-        UsageError: another shape, no rows, numbers that are not finite or beyond 1e30.
+        UsageError: shapes that do not fit, numbers that are not finite, labels between which some do not occur.
     """
-    values = _numbers(logits, "logits", ("n", "C"))
-    highest = values.max(axis=1)
-    return highest + np.log(np.exp(values - highest[:, None]).sum(axis=1))
+    values = _numbers(features, "features", ("n", "D"))
+    n_classes = int(np.max(labels)) + 1 if np.size(labels) else 0
+    truth = _labels(labels, len(values), n_classes, least=max(2, n_classes))
+    values = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    means = np.stack([values[truth == k].mean(axis=0) for k in range(n_classes)])
+    spread = values - means[truth]
+    within = spread.T @ spread / len(values)
+    size = np.trace(within) / len(within)
+    between = means - means.mean(axis=0)
+    if size < 1e-12 or np.abs(between).max() < 1e-9:
+        return None
+    shrunk = (1 - SHRINKAGE) * within + SHRINKAGE * size * np.eye(len(within))
+    directions = np.linalg.svd(np.linalg.solve(shrunk, between.T), full_matrices=False)[0][:, : n_classes - 1]
+    whitened = np.linalg.solve(np.linalg.cholesky(directions.T @ shrunk @ directions), directions.T)
+    projection = np.zeros((n_classes - 1, values.shape[1]))
+    projection[: len(whitened)] = whitened
+    return projection, means @ projection.T
 
 
 def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> float:

@@ -418,7 +418,8 @@ _INTERRUPTED = {
     "verify": "nothing was changed",
     "build": "nothing was left behind; run the same command again",
     "train": "checkpoints, if --save_strategy asked for any, are in OUT; go on with --resume_from_checkpoint last",
-    "train-head": "no model was written; run the same command again",
+    "train-head": "no model was written; run the same command again, or, where --save_strategy asked for checkpoints, "
+    "go on with --resume_from_checkpoint last",
     "convert": "no model was written; run the same command again",
     "evaluate": "no results were written; run the same command again",
     "predict": "the lines above are complete; run again with the remaining files",
@@ -562,9 +563,23 @@ def _train_head(args: argparse.Namespace) -> int:
     if training_args.process_index:
         return 0
     write_model_card(folder)
+    _say_of_calibration(folder, training_args.held_out)
     kind = args.track or column
     print(f"{folder}: {kind} model; next: imaginet evaluate {folder} {args.dataset} --out results.json")
     return 0
+
+
+def _say_of_calibration(folder: Path, held_out: float) -> None:
+    """What the figures of a new head do not say themselves."""
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    why = record["calibration"].get("why")
+    if why:
+        print(f"  note: its probabilities are not calibrated: {why}")
+    elif not record["calibration_rows_unseen"]:
+        print(
+            "  note: the encoder was trained on the rows that the probabilities were calibrated with, so that they "
+            f"may be too sure; train it with --held_out {held_out:g} too"
+        )
 
 
 def _convert(args: argparse.Namespace) -> int:

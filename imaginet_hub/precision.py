@@ -81,10 +81,10 @@ def rounding_noise(
     large logits too; so a difference of logits means nothing without it.
 
     Args:
-        head: logits (B, classes) of features.
+        head: logits (B, classes) of features, or whatever `decides` takes.
         features: (B, C) float32.
         dtype: what they were computed in, "bfloat16" or "float16".
-        decides: logits (B, classes) -> (B,), the number that the answer hangs on; by default the difference of the
+        decides: of what `head` gives, (B,), the number that the answer hangs on; by default the difference of the
             two logits that are the largest before anything is rounded.
 
     Returns:
@@ -96,8 +96,9 @@ def rounding_noise(
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(2, (_DRAWS, features.shape[1]), generator=generator).to(features) * 2 - 1
     logits = head(features)
-    places = logits.topk(2, dim=1).indices
-    decides = decides or (lambda moved: _margin(moved, places))
+    if decides is None:
+        places = logits.topk(2, dim=1).indices
+        decides = lambda moved: _margin(moved, places)  # noqa: E731
     step = torch.finfo(getattr(torch, dtype)).eps / 2
     moved = [decides(head(features + features * step * sign)) for sign in signs]
     return (torch.stack(moved) - decides(logits)).square().mean(dim=0).sqrt()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, special
+from sklearn import discriminant_analysis, preprocessing
 from sklearn import metrics as sk
 from sklearn.calibration import _SigmoidCalibration
 from sklearn.linear_model import LogisticRegression
@@ -19,8 +20,8 @@ from imaginet_hub.calibration import (
     accepting_threshold,
     best_threshold,
     brier_score,
-    energy,
     expected_calibration_error,
+    fit_discriminants,
     fit_platt,
     fit_temperature,
     negative_log_likelihood,
@@ -395,17 +396,61 @@ def test_thresholds_hold_on_further_rows_as_promised():
 # Energy and measures of probabilities -------------------------------------------------------------------------------
 
 
-@given(classified(), scales)
-def test_energy_equals_scipy(data, scale):
-    logits = data[0] * scale
-    assert energy(logits) == pytest.approx(special.logsumexp(logits, axis=1), rel=1e-12)
+def blobs(sizes=(300, 200, 250), dim=6, seed=0):
+    """Gaussian classes in few dimensions, far from the origin, so that normalising matters little."""
+    rng = np.random.default_rng(seed)
+    spread = rng.normal(size=(dim, dim)) * 0.02
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    middles = 1 + 0.1 * rng.normal(size=(len(sizes), dim))
+    return middles[labels] + rng.normal(size=(len(labels), dim)) @ spread, labels
 
 
-def test_energy_is_high_for_the_known_and_stable():
-    known, unknown = [12.0, -1, -1], [0.3, 0.1, 0.2]
-    assert np.diff(energy([unknown, known])) > 0
-    assert energy([[1e4, 1e4], [-1e4, -1e4]]) == pytest.approx([1e4 + math.log(2), -1e4 + math.log(2)])
-    assert energy(np.float32([known])).dtype == np.float64
+def test_discriminants_equal_scikit_learns(monkeypatch):
+    monkeypatch.setattr(calibration, "SHRINKAGE", 0.0)
+    features, labels = blobs()
+    unit = preprocessing.normalize(features)
+    projection, means = fit_discriminants(features, labels)
+    lda = discriminant_analysis.LinearDiscriminantAnalysis(solver="svd", store_covariance=True).fit(unit, labels)
+    # Distances to the means, in the space of the discriminants.
+    theirs = [np.linalg.norm(lda.transform(unit) - lda.transform(lda.means_)[k], axis=1) for k in range(3)]
+    ours = [np.linalg.norm(unit @ projection.T - means[k], axis=1) for k in range(3)]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    # Between two means it is all of Mahalanobis' distance.
+    step = lda.means_[1] - lda.means_[0]
+    spread = np.mean([np.cov(unit[labels == k].T, bias=True) * (labels == k).sum() for k in range(3)], axis=0) * 3
+    expected = np.sqrt(step @ np.linalg.solve(spread / len(labels), step))
+    assert np.linalg.norm(means[1] - means[0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_discriminants_are_scaled_to_the_spread_and_do_not_depend_on_the_order():
+    features, labels = blobs()
+    projection, means = fit_discriminants(features, labels)
+    projected = preprocessing.normalize(features) @ projection.T
+    inside = np.cov((projected - means[labels]).T, bias=True)
+    assert 0.3 < np.trace(inside) / 2 <= 1 + 1e-9, "shrinking takes the spread for larger than it is, if anything"
+    order = np.random.default_rng(1).permutation(len(labels))
+    again, means_again = fit_discriminants(features[order] * 7, labels[order])
+    far = np.random.default_rng(2).normal(size=(20, 6))
+    for k in range(3):
+        np.testing.assert_allclose(
+            np.linalg.norm(far @ again.T - means_again[k], axis=1),
+            np.linalg.norm(far @ projection.T - means[k], axis=1),
+            rtol=1e-6,
+        )
+
+
+def test_discriminants_of_few_rows_in_many_dimensions_are_finite():
+    rng = np.random.default_rng(0)
+    projection, means = fit_discriminants(rng.normal(size=(12, 300)), np.arange(12) % 3)
+    assert projection.shape == (2, 300) and means.shape == (3, 2) and np.isfinite(projection).all()
+    narrow, wide = fit_discriminants(rng.normal(size=(60, 2)), np.arange(60) % 6)
+    assert narrow.shape == (5, 2) and wide.shape == (6, 5) and (narrow[2:] == 0).all()
+
+
+def test_features_that_do_not_differ_have_no_discriminants():
+    assert fit_discriminants(np.ones((4, 3)), [0, 0, 1, 1]) is None
+    assert fit_discriminants([[1, 0], [1, 0], [0, 1], [0, 1]], [0, 0, 1, 1]) is None
+    assert fit_discriminants([[1, 0], [0, 1], [1, 0], [0, 1]], [0, 0, 1, 1]) is None
 
 
 @pytest.mark.parametrize("sizes", [(30, 50), (4, 40, 11), (9, 0, 8)])
@@ -503,8 +548,10 @@ NAN, INF = float("nan"), float("inf")
         (lambda: accepting_threshold([1, 2], 0), "a share above 0"),
         (lambda: accepting_threshold([1, 2], 95), "a share in"),
         (lambda: accepting_threshold([NAN], 0.5), "got nan in row 0"),
-        (lambda: energy([1, 2]), r"logits of shape \(n, C\)"),
-        (lambda: energy([[1, INF]]), "got inf in row 0"),
+        (lambda: fit_discriminants([1, 2], [0, 1]), r"features of shape \(n, D\)"),
+        (lambda: fit_discriminants([[1, INF], [1, 2]], [0, 1]), "got inf in row 0"),
+        (lambda: fit_discriminants([[1, 2], [2, 1]], [0, 2]), "at least 3 classes"),
+        (lambda: fit_discriminants([[1, 2], [2, 1]], [0, 0]), "at least 2 classes"),
         (lambda: negative_log_likelihood([[0.5, 0.4]], [0]), r"sum to 1 in each row, got \[0.5, 0.4\] in row 0"),
         (lambda: negative_log_likelihood([[0.5, 0.5], [3.0, -2.0]], [0, 1]), "in row 1: apply a softmax"),
         (lambda: brier_score([0.5, 0.6], [0, 1]), r"probabilities of shape \(n, C\)"),
@@ -533,7 +580,7 @@ def test_arguments_are_left_as_they_are():
     logits, labels = logits_of((5, 5))
     before = logits.copy()
     fit_temperature(logits, labels)
-    energy(logits)
+    fit_discriminants(logits, labels)
     threshold_at_rate(logits[:, 0], 0.5)
     assert (logits == before).all()
 

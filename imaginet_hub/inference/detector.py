@@ -76,8 +76,8 @@ class Detector:
         names: class names in the order of the probabilities; ("real", "synthetic") for detection.
         track: detection or identification.
         label_column: the column of a data set that its classes are of.
-        known_above: the least energy, logsumexp of the logits, of an image that is `Answers.known`; None where the
-            model stores none.
+        known_below: the largest distance to the classes, that of the model's `open_set`, of an image that is
+            `Answers.known`; None where the model stores none.
         name: where it was loaded from.
         dtype: the arithmetic in use, never auto.
         compiled: whether the first look is compiled.
@@ -101,7 +101,7 @@ class Detector:
 
         self.track, self.names = _track_and_names(model.config)
         self.label_column = model.config.label_column or self.track.label_column
-        self.known_above = _known_above(model.config.open_set)
+        self.known_below = _known_below(model.config.open_set) if model.open_set is not None else None
         where = _device(device)
         self.dtype = chosen(dtype, where)
         self.model = model.eval().to(device=where, dtype=torch.float32, memory_format=torch.channels_last)
@@ -147,7 +147,7 @@ class Detector:
             _check_config(given)
             config = selfcon.SelfConResNetConfig.from_pretrained(name)
             _track_and_names(config)
-            _known_above(config.open_set)
+            _known_below(config.open_set)
         if device is not None:
             _check_device(device)
         chosen(dtype, _device(device))  # refused before anything large is loaded
@@ -198,11 +198,11 @@ class Detector:
         import torch
 
         if not images:
-            none = None if self.known_above is None else np.zeros(0, dtype=np.bool_)
+            none = None if self.known_below is None else np.zeros(0, dtype=np.bool_)
             return Answers(np.zeros((0, len(self.names)), dtype=np.float32), none)
         try:
             inputs: Any = self.processor(images=list(images), return_tensors="pt")
-            logits = self.logits(inputs["pixel_values"])
+            logits, distances = self._outputs(inputs["pixel_values"])
             probabilities: NDArray[np.float32] = logits.softmax(dim=-1).cpu().numpy()
         except RuntimeError as error:
             if out_of_memory(error):
@@ -221,7 +221,7 @@ class Detector:
                 f"{len(images)} images; the weights or preprocessor_config.json are damaged: save or download them "
                 "again"
             )
-        known = None if self.known_above is None else (_energy(logits) >= self.known_above).cpu().numpy()
+        known = None if distances is None else distances.double().cpu().numpy() <= self.known_below
         return Answers(probabilities, known)
 
     def logits(self, pixel_values: torch.Tensor, *, second_look: bool = True) -> torch.Tensor:
@@ -234,6 +234,12 @@ class Detector:
         Returns:
             (B, len(names)) float32, on the model's device.
         """
+        return self._outputs(pixel_values, second_look=second_look)[0]
+
+    def _outputs(
+        self, pixel_values: torch.Tensor, *, second_look: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits, and distances (B,) where the model stores a threshold for them."""
         import torch
 
         encoder = self.model.encoder
@@ -243,19 +249,18 @@ class Detector:
                 torch._dynamo.mark_dynamic(pixels, 0)
                 encoder = self._compiled
             head: Any = self.model.classifier  # costs nothing, and stays in float32
-            if self.dtype == "float32":
-                return head(self._features(encoder, pixels))
-            features = self._features(encoder, pixels, getattr(torch, self.dtype))
-            logits: torch.Tensor = head(features)
-            if second_look:
-                close = close_calls(logits, rounding_noise(head, features, self.dtype))
-                if self.known_above is not None:
-                    noise = rounding_noise(head, features, self.dtype, _energy)
-                    close |= close_to(self.known_above, _energy(logits), noise)
+            far: Any = self.model.open_set
+            reduced = None if self.dtype == "float32" else getattr(torch, self.dtype)
+            features = self._features(encoder, pixels, reduced)
+            if reduced is not None and second_look:
+                close = close_calls(head(features), rounding_noise(head, features, self.dtype))
+                if far is not None and self.known_below is not None:
+                    noise = rounding_noise(far, features, self.dtype, lambda distances: distances)
+                    close |= close_to(self.known_below, far(features), noise)
                 if close.any():
                     again = pixels[close].contiguous(memory_format=torch.channels_last)
-                    logits[close] = head(self._features(self.model.encoder, again))
-            return logits
+                    features[close] = self._features(self.model.encoder, again)
+            return head(features), None if far is None else far(features)
 
     def _features(self, encoder: Any, pixels: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         import torch
@@ -333,21 +338,17 @@ def _track_and_names(config: Any) -> tuple[Track, tuple[str, ...]]:
     return track, names
 
 
-def _known_above(open_set: Any) -> float | None:
+def _known_below(open_set: Any) -> float | None:
     """The threshold that a configuration stores for `Answers.known`."""
     if open_set is None:
         return None
-    score, threshold = open_set.get("score"), open_set.get("threshold")
-    if score != "energy" or type(threshold) not in (float, int) or not np.isfinite(threshold):
+    threshold = open_set.get("threshold")
+    if type(threshold) not in (float, int) or not np.isfinite(threshold):
         raise ModelError(
-            f"expected open_set to hold the score energy and a finite threshold, got {open_set!r:.200}; use the "
-            "config.json that the model was saved with"
+            f"expected open_set to hold a finite threshold, got {open_set!r:.200}; use the config.json that the model "
+            "was saved with"
         )
     return float(threshold)
-
-
-def _energy(logits: torch.Tensor) -> torch.Tensor:
-    return logits.logsumexp(dim=1)
 
 
 def _check_processor(processor: Any) -> None:

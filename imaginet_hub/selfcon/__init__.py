@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .configuration_selfcon import SelfConResNetConfig
     from .image_processing_selfcon import SelfConImageProcessor
     from .modeling_selfcon import (
+        OpenSet,
         SelfConForPreTrainingOutput,
         SelfConImageClassifierOutput,
         SelfConModelOutput,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUTO_MODULES",
+    "OpenSet",
     "SelfConForPreTrainingOutput",
     "SelfConImageClassifierOutput",
     "SelfConImageProcessor",

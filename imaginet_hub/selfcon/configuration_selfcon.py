@@ -19,6 +19,7 @@ PART_FIELDS = {
     "exit_projectors": {"exit_stages", "projection_dim"},
     "classifier": {"head_hidden_size", "head_type", "head_dropout", "num_labels", "id2label", "label2id"},
 }
+PART_FIELDS["open_set"] = PART_FIELDS["classifier"]
 HEAD_FIELDS = set().union(*PART_FIELDS.values())
 
 
@@ -47,8 +48,8 @@ class SelfConResNetConfig(PreTrainedConfig):
         label_column: which column of a data set the labels are classes of, such as "label" or "generator_family"; None
             where it was not said.
         calibration: how the logits were fitted to rows that were not trained on, as JSON; they are the fitted ones.
-        open_set: for which logits "none of these" is the better answer, as JSON: those with logsumexp(logits) below
-            `threshold`, where `score` is "energy" (Liu et al. 2020, arXiv 2010.03759). Plain pipelines do not ask.
+        open_set: when "none of these" is the better answer, as JSON: where `model.open_set(features)` is above
+            `threshold`. Plain pipelines do not ask.
         trained_on: where the weights come from (dataset fingerprint, command, checkpoint's SHA-256 ...), as JSON.
         **kwargs: the common fields of transformers' configurations, `id2label` first of all: a name for each of the
             class ids 0..n-1, at most 4096; `label2id` is its inverse.

@@ -97,6 +97,32 @@ class L2Norm(nn.Module):
         return F.normalize(features, dim=-1)
 
 
+class OpenSet(nn.Module):
+    """How far features are from those of every class: what tells images of no class from those of one.
+
+    The distance to the nearest class mean in the space where linear discriminants (Fisher 1936) tell the classes
+    apart, in units of the classes' standard deviation there: Mahalanobis' distance (as Lee et al. 2018, arXiv
+    1807.03888, section 2.1) of L2-normalised features, but in as many directions as there are classes, less one.
+
+    Args:
+        features: length of a feature vector.
+        classes: number of classes.
+    """
+
+    projection: Tensor
+    means: Tensor
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("projection", torch.zeros(classes - 1, features))
+        self.register_buffer("means", torch.zeros(classes, classes - 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Distances (B,), 0 or more, of features (B, features), the spatial means that the classifier sees."""
+        projected = F.normalize(features, dim=-1) @ self.projection.T
+        return (projected[:, None] - self.means).norm(dim=-1).min(dim=1).values
+
+
 def _projector(features: int, projection_dim: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(features, features),
@@ -228,6 +254,9 @@ class SelfConResNetPreTrainedModel(PreTrainedModel):
             for block in module.backbone.modules():
                 if hasattr(block, "zero_init_last"):
                     block.zero_init_last()
+        elif isinstance(module, OpenSet):
+            init.zeros_(module.projection)
+            init.zeros_(module.means)
         elif hasattr(module, "init_non_persistent_buffers"):
             blur: Any = module  # whose filter no checkpoint holds
             blur.init_non_persistent_buffers()
@@ -310,8 +339,10 @@ def _check_loaded(model: Any, info: dict[str, Any], asked: set[str], source: str
             f"the weights of {source} have a head of another kind, of which some tensors would be used while others, "
             f"e.g. {new[0]}, would be random: load it with the head_type that it was saved with"
         )
-    if model.config.trained_on and any(name.startswith("classifier.") for name in absent):
-        model.config.trained_on = {"encoder": model.config.trained_on}  # the head has seen nothing yet
+    if any(name.startswith("classifier.") for name in absent):  # the head has seen nothing yet
+        if model.config.trained_on:
+            model.config.trained_on = {"encoder": model.config.trained_on}
+        model.config.calibration = model.config.open_set = model.open_set = None
 
 
 def _check_stem_stride(of_weights: Tensor, of_config: int) -> None:
@@ -327,7 +358,7 @@ class SelfConResNetModel(SelfConResNetPreTrainedModel):
     """The encoder: a ResNet with a linear exit after each of the stages `exit_stages`."""
 
     # The heads of a pre-training or classification checkpoint are left aside without a word.
-    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^projector\.", r"^exit_projectors\."]
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^open_set\.", r"^projector\.", r"^exit_projectors\."]
 
     stem_stride: Tensor
 
@@ -413,7 +444,7 @@ class SelfConResNetModel(SelfConResNetPreTrainedModel):
 class SelfConResNetForPreTraining(SelfConResNetPreTrainedModel):
     """The encoder with a projection head on its features and on each exit, for the contrastive stage."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^open_set\."]
 
     def __init__(self, config: SelfConResNetConfig) -> None:
         super().__init__(config)
@@ -480,6 +511,8 @@ class SelfConResNetForImageClassification(SelfConResNetPreTrainedModel):
         super().__init__(config)
         self.encoder = SelfConResNetModel(config)
         self.classifier = _classifier(config, self.encoder.num_features)
+        labels = len(config.id2label or ())
+        self.open_set = OpenSet(self.encoder.num_features, labels) if config.open_set and labels > 1 else None
         self.post_init()
 
     @can_return_tuple

@@ -20,6 +20,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
 
 import torch
 import yaml
+from accelerate.utils import DynamoBackend
+from torch._inductor import list_mode_options
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 from transformers.integrations import get_available_reporting_integrations
@@ -94,6 +97,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temperature": 0.1,
         "perturb": 0.1,
         "balance": True,
+        "held_out": 0.1,
         "bf16": False,
     },
 }
@@ -254,6 +258,8 @@ class RowTrainingArguments(TrainingArguments):
                 raise UsageError(f"expected --{name} to be {words}, got {number}")
         if self.use_cpu is False and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers takes bf16 on a CPU only where the CPU was asked for
+        if "LOCAL_RANK" not in os.environ:
+            self.ddp_backend = None  # of several processes, and there is one
         if self.fp16:
             chosen("float16", _device(self.use_cpu))
         if self.bf16 is None:
@@ -270,6 +276,14 @@ class RowTrainingArguments(TrainingArguments):
                 f"expected --report_to none, all or what is installed here ({', '.join(installed) or 'nothing'}), got "
                 f"{', '.join(lacking)}; install it with pip, tensorboard comes with imaginet_hub[train]"
             )
+        backends = [kind.value.lower() for kind in DynamoBackend if kind is not DynamoBackend.NO]
+        for name, names in {
+            "torch_compile_backend": backends,
+            "torch_compile_mode": list_mode_options(),
+        }.items():
+            asked = getattr(self, name)
+            if asked is not None and asked.lower() not in names:
+                raise UsageError(f"expected --{name} to be one of {', '.join(names)}, got {asked}")
         if self.dataloader_persistent_workers and not self.dataloader_num_workers:
             raise UsageError("expected --dataloader_num_workers of 1 or more with --dataloader_persistent_workers")
         if self.per_device_train_batch_size < 2:
@@ -392,9 +406,9 @@ class HeadTrainingArguments(RowTrainingArguments):
         False, "Train the encoder too, end to end by cross-entropy. Not upstream's recipe; it can pay on small data."
     )
     accept_known: float = option(
-        0.95,
-        "Identification: the share of the held-out images that is accepted as made by a known generator; what scores "
-        "below is answered with unknown.",
+        0.99,
+        "Identification: the share of the held-out images that is accepted as made by a known generator; what is "
+        "further from all of them is answered with unknown.",
     )
 
     def __post_init__(self) -> None:

@@ -6,10 +6,12 @@ encoded without a graph; the loss L of all their projections z gives dL/dz; then
 a graph, and (dL/dz) . z is differentiated in place of L. Memory holds the graph of one mini-batch, at the price of a
 second forward pass.
 
-What is promised: loss and gradients are those of one batch wherever an image's projections depend on that image alone.
-BatchNorm in training mode breaks this, since it normalises by the statistics of the mini-batch that it sees; then they
-are those of a batch whose BatchNorm layers see a mini-batch at a time, exactly. Running statistics move once for each
-mini-batch, in order. Layers that draw random numbers draw the same both times.
+What is promised: loss and gradients are those of the whole batch, but for rounding, wherever an image's projections
+depend on that image alone. BatchNorm in training mode breaks this, since it normalises by the statistics of what it
+sees; loss and gradients are then those of a batch whose BatchNorm layers see a mini-batch at a time, and running
+statistics move once for each mini-batch, in order. So does dropout: layers that draw from torch's generators, of the
+CPU and of the current accelerator, draw for each mini-batch, the same in both passes, and the generators end where one
+pass leaves them.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def cached_backward(
         loss_function: projections of all mini-batches, concatenated -> loss, a scalar.
         model: whose BatchNorm statistics are not to move a second time.
         backward: differentiates the stand-in of a mini-batch, e.g. `accelerator.backward`.
-        unsynced: a context for all mini-batches but the last, e.g. `DistributedDataParallel.no_sync`.
+        unsynced: a context for the second pass of all mini-batches but the last, e.g.
+            `DistributedDataParallel.no_sync`.
 
     Returns:
         The loss, detached.

@@ -25,6 +25,7 @@ from imaginet_hub.data.loading import classes_of, held_out, values_of
 from imaginet_hub.errors import ImageError, UsageError
 from imaginet_hub.labels import Origin, Track, id2label
 from imaginet_hub.selfcon import (
+    OpenSet,
     SelfConImageProcessor,
     SelfConResNetForImageClassification,
     SelfConResNetModel,
@@ -216,7 +217,8 @@ def train_head(
     Returns:
         The folder: model.safetensors, config.json, preprocessor_config.json, the family's code and training.json
         (arguments, loss history, versions, data). Nothing in it is pickled. What was fitted to the held-out rows is
-        in the configuration's `calibration` and `open_set`.
+        in the configuration's `calibration` and `open_set`; `calibration_rows_unseen` in training.json says whether
+        the encoder was trained without them too (`held_out` of stage 1).
 
     Raises:
         UsageError: rows or arguments that cannot be trained with.
@@ -238,7 +240,8 @@ def train_head(
         head_hidden_size=training_args.head_hidden_size,
         head_dropout=training_args.head_dropout,
     )
-    model.config.trained_on = {**dataset_record, "encoder": model.config.trained_on}
+    trained_on = model.config.trained_on
+    model.config.trained_on = {**dataset_record, "encoder": trained_on}
     model.encoder.requires_grad_(training_args.unfreeze_encoder)
     model.encoder.exits.requires_grad_(False)  # no part of a classifier's forward pass
     trainer = HeadTrainer(model, training_args, rows, callbacks=callbacks)
@@ -261,33 +264,38 @@ def train_head(
             return _uncalibrated(model, why)
         places = {value: place for place, value in enumerate(classes)}
         try:
-            logits, labels = _evaluated(model, held, label_column, places, trainer)
+            features, labels = _plain_features(model, held, label_column, places, trainer)
+            record = calibrate(model, features, labels)
+            if track is Track.IDENTIFICATION:
+                known = _plain_features(model, rows, label_column, places, trainer)
+                record |= store_open_set(model, *known, features, training_args.accept_known)
         except ImageError as error:  # not worth the training that came before
-            return _uncalibrated(model, f"an image that was held out cannot be read: {error.message}")
-        return fit_to(model, logits, labels, accept_known=training_args.accept_known)
+            record = _uncalibrated(model, f"an image that was held out cannot be read: {error.message}")
+        unseen = training_args.held_out <= ((trained_on or {}).get("held_out") or 0)
+        return {**record, "calibration_rows_unseen": unseen}
 
     return run(trainer, model, record, finish)
 
 
 @torch.no_grad()
-def _evaluated(
+def _plain_features(
     model: SelfConResNetForImageClassification,
     rows: datasets.Dataset,
     column: str,
     places: Mapping[Any, int],
     trainer: HeadTrainer,
-) -> tuple[NDArray[np.float64], NDArray[np.int_]]:
-    """Logits (rows, classes) of rows as the published model sees them, in float32, and their classes (rows,)."""
+) -> tuple[Tensor, NDArray[np.int_]]:
+    """Features (rows, channels) of rows as the published model sees them, in float32, and their classes (rows,)."""
     args = trainer.args
     processor: Any = trainer.processing_class
     plain = _Plain(rows, column, places, processor)
     loader = DataLoader(plain, batch_size=_ENCODED_AT_A_TIME, num_workers=args.dataloader_num_workers)
     nn.Module.to(model, args.device).eval()
-    logits, labels = [], []
+    features, labels = [], []
     for batch in tqdm(loader, desc="calibrating", disable=args.disable_tqdm):
-        logits.append(model(_on(args, batch["pixel_values"])).logits.float().cpu())
+        features.append(model.encoder(_on(args, batch["pixel_values"]), output_exit_features=False).pooler_output)
         labels.append(batch["labels"])
-    return torch.cat(logits).double().numpy(), torch.cat(labels).numpy()
+    return torch.cat(features).float(), torch.cat(labels).numpy()
 
 
 class _Plain(Dataset[dict[str, Any]]):
@@ -311,24 +319,21 @@ class _Plain(Dataset[dict[str, Any]]):
         return {"pixel_values": prepared["pixel_values"][0], "labels": self.places[row[self.column]]}
 
 
-def fit_to(
-    model: SelfConResNetForImageClassification,
-    logits: NDArray[np.float64],
-    labels: NDArray[np.int_],
-    *,
-    accept_known: float = 0.95,
+@torch.no_grad()
+def calibrate(
+    model: SelfConResNetForImageClassification, features: Tensor, labels: NDArray[np.int_]
 ) -> dict[str, Any]:
-    """Calibrates a classifier: changes its last layer and says in its configuration what was done.
+    """Calibrates a classifier: changes its last layer, and says in its configuration what was done.
 
     Args:
-        model: whose logits these are.
-        logits: (rows, classes) of rows that it was not trained on.
+        model: in evaluation mode.
+        features: (rows, channels) of rows that it was not trained on, where it is.
         labels: (rows,) their classes.
-        accept_known: share of the rows that open-set rejection accepts; only where more than detection is answered.
 
     Returns:
-        The record for training.json: `calibration` and, for generators, `open_set`, as in the configuration.
+        The record for training.json: `calibration`, as in the configuration.
     """
+    logits = model.classifier(features).double().cpu().numpy()
     if not np.isfinite(logits).all():
         return _uncalibrated(model, "the logits are not finite")
     detection = model.config.track == Track.DETECTION
@@ -349,15 +354,43 @@ def fit_to(
     after = logits * scale + shifts
     record = {"rows": len(labels), "before": _figures(logits, labels), "after": _figures(after, labels)}
     last: Any = model.classifier[-1]
-    with torch.no_grad():
-        last.weight.mul_(scale)
-        last.bias.mul_(scale).add_(torch.as_tensor(shifts, dtype=last.bias.dtype, device=last.bias.device))
+    last.weight.mul_(scale)
+    last.bias.mul_(scale).add_(torch.as_tensor(shifts, dtype=last.bias.dtype, device=last.bias.device))
     model.config.calibration = {**how, **record}
-    if detection:
-        return {"calibration": model.config.calibration}
-    threshold = calibration.accepting_threshold(calibration.energy(after), accept_known)
-    model.config.open_set = {"score": "energy", "threshold": threshold, "accepts": accept_known, "rows": len(labels)}
-    return {"calibration": model.config.calibration, "open_set": model.config.open_set}
+    return {"calibration": model.config.calibration}
+
+
+@torch.no_grad()
+def store_open_set(
+    model: SelfConResNetForImageClassification,
+    features: Tensor,
+    labels: NDArray[np.int_],
+    held_out: Tensor,
+    accept_known: float,
+) -> dict[str, Any]:
+    """Gives a classifier what tells images of no class: class means, and how far from all of them is too far.
+
+    Args:
+        model: in evaluation mode; gets its `open_set` and that of its configuration.
+        features: (rows, channels) of rows that it was trained on.
+        labels: (rows,) their classes.
+        held_out: (rows, channels) of rows that it was not trained on.
+        accept_known: the share of these that is to be accepted.
+
+    Returns:
+        The record for training.json: `open_set`, as in the configuration; nothing where features do not differ.
+    """
+    finite = bool(features.isfinite().all() and held_out.isfinite().all())
+    found = calibration.fit_discriminants(features.double().cpu().numpy(), labels) if finite else None
+    if found is None:
+        return {}
+    model.open_set = OpenSet(features.shape[1], len(found[1])).to(features.device)
+    for buffer, values in zip((model.open_set.projection, model.open_set.means), found, strict=True):
+        buffer.copy_(torch.from_numpy(values))
+    distances = model.open_set(held_out).double().cpu().numpy()
+    threshold = -calibration.accepting_threshold(-distances, accept_known)
+    model.config.open_set = {"threshold": threshold, "accepts": accept_known, "rows": len(distances)}
+    return {"open_set": model.config.open_set}
 
 
 def _uncalibrated(model: SelfConResNetForImageClassification, why: str) -> dict[str, Any]:
@@ -374,9 +407,7 @@ def _figures(logits: NDArray[np.float64], labels: NDArray[np.int_]) -> dict[str,
     }
 
 
-def _parts(
-    rows: datasets.Dataset, column: str, share: float
-) -> tuple[datasets.Dataset, datasets.Dataset, str | None]:
+def _parts(rows: datasets.Dataset, column: str, share: float) -> tuple[datasets.Dataset, datasets.Dataset, str | None]:
     """`held_out`, but that no class is held out as a whole, and nothing where that would be too little to fit to.
 
     Returns:

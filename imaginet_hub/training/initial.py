@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HTTPError, StrictDataclassError, XetDownloadError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -89,13 +89,18 @@ def _one_line(error: BaseException) -> str:
 
 
 #: What transformers, torch and timm raise on files that they did not expect.
-_STUMBLES = (SafetensorError, TypeError, AttributeError, LookupError, ImportError, RuntimeError)
+_STUMBLES = (
+    *(SafetensorError, TypeError, AttributeError, LookupError, ImportError, RuntimeError),
+    *(HTTPError, XetDownloadError),
+)
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
 def _from_family(source: str, asked: Mapping[str, Any]) -> SelfConResNetForPreTraining:
     config = load_config(source)
     for name, value in asked.items():
+        if config.track is not None and name == "projection_dim":
+            continue  # a classifier has none
         if getattr(config, name) != (tuple(value) if isinstance(value, list) else value):
             raise UsageError(
                 f"expected --{name} {getattr(config, name)}, which the model of --init has, or no --{name} at all; "
@@ -103,7 +108,7 @@ def _from_family(source: str, asked: Mapping[str, Any]) -> SelfConResNetForPreTr
             )
     # A classifier has no projection heads, so that new ones are what is wanted; elsewhere they would be lost ones.
     wanted = config.track is not None or "projection_dim" in asked
-    new = {"projection_dim": config.projection_dim} if wanted else {}
+    new = {"projection_dim": asked.get("projection_dim", config.projection_dim)} if wanted else {}
     with config_errors(), without_bars():
         model = SelfConResNetForPreTraining.from_pretrained(source, **new)
     model.config.track = None
@@ -146,12 +151,19 @@ def _timm_weights(backbone: str, tag: str) -> Mapping[str, Tensor]:
             f"{name}; or pass --init random"
         )
     try:
-        return load_file(hf_hub_download(cfg.hf_hub_id, "model.safetensors"))
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        file = hf_hub_download(cfg.hf_hub_id, "model.safetensors")
+    except (OSError, RuntimeError, ValueError, HTTPError, XetDownloadError) as error:
         raise ModelError(
             f"expected to download ImageNet weights, {cfg.hf_hub_id} of the Hub, got: {_one_line(error)}. Offline, "
             "pass --init FILE.safetensors with these weights (model.safetensors from there), or --init random to "
             "start without"
+        ) from error
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"expected ImageNet weights in what {cfg.hf_hub_id} of the Hub gave, got: {_one_line(error)}. Delete "
+            f"{file} and try again, or pass --init FILE.safetensors, or --init random to start without"
         ) from error
 
 
@@ -168,8 +180,8 @@ def _file_weights(file: Path) -> Mapping[str, Tensor]:
         raise DataNotFoundError(f"no weights at {file}: expected a .safetensors file")
     try:
         return load_file(file)
-    except SafetensorError as error:
-        raise ModelError(f"{file}: expected a safetensors file, but {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: expected a safetensors file, but {_one_line(error)}") from error
 
 
 def _fill_backbone(model: SelfConResNetForPreTraining, weights: Mapping[str, Tensor], source: str) -> None:

@@ -13,7 +13,8 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -72,6 +73,8 @@ _FAMILIES = "generator_family"
 _HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm")
 # Of a run's arguments, what names places on somebody's disk or accounts.
 _PRIVATE = {"output_dir", "run_name", "resume_from_checkpoint", "project", "deepspeed", "fsdp_config"}
+#: The run's arguments in a checkpoint.
+ARGUMENTS_NAME = "training_args.json"
 #: The folder inside OUT that a finished model is written in before its files get their names.
 _STAGING = ".model.incomplete"
 
@@ -117,6 +120,20 @@ class _Losses(TrainerCallback):
                 )
 
 
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)  # of an enumeration
+
+
+@contextmanager
+def _makeable(args: TrainingArguments, *names: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, LookupError, RuntimeError) as error:
+        given = " and ".join(f"--{name} {_plain(getattr(args, name))}" for name in names)
+        why = one_line(" ".join(str(error).split()))
+        raise UsageError(f"expected flags that fit together, got {given}: {why}") from error
+
+
 class RowTrainer(Trainer):
     """transformers' `Trainer` on rows of images: our order of rows, channels-last memory, no pickles beside a model.
 
@@ -138,7 +155,7 @@ class RowTrainer(Trainer):
         self,
         model: nn.Module,
         args: RowTrainingArguments,
-        train_dataset: datasets.Dataset | Dataset[Any],
+        train_dataset: Any,
         eval_dataset: datasets.Dataset | Dataset[Any] | None = None,
         *,
         sampler: RowSampler | None = None,
@@ -146,6 +163,8 @@ class RowTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         **kwargs: Any,
     ) -> None:
+        if not args.dataloader_drop_last and args.world_size == 1:
+            _check_last(len(train_dataset), args)
         if sampler is None:
             sampler = self.sampler_of(train_dataset, args)
         self.row_sampler = sampler
@@ -184,21 +203,23 @@ class RowTrainer(Trainer):
         """All of them: upstream decays biases and BatchNorm's parameters too."""
         return [name for name, _ in model.named_parameters()]
 
-    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As transformers.
 
         Raises:
-            UsageError: they cannot be made as the arguments ask.
+            UsageError: it cannot be made as the arguments ask.
         """
-        args = self.args
-        try:
-            super().create_optimizer_and_scheduler(num_training_steps)
-        except (ValueError, TypeError, ImportError, LookupError, RuntimeError) as error:
-            raise UsageError(
-                f"expected an optimiser and a schedule that can be made, got --optim {args.optim}, --optim_args "
-                f"{args.optim_args}, --lr_scheduler_type {args.lr_scheduler_type} and --lr_scheduler_kwargs "
-                f"{json.dumps(args.lr_scheduler_kwargs, default=str)}: {one_line(' '.join(str(error).split()))}"
-            ) from error
+        with _makeable(self.args, "optim", "optim_args"):
+            return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """As transformers.
+
+        Raises:
+            UsageError: it cannot be made as the arguments ask.
+        """
+        with _makeable(self.args, "lr_scheduler_type", "lr_scheduler_kwargs"):
+            return super().create_scheduler(num_training_steps, optimizer)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
@@ -206,12 +227,18 @@ class RowTrainer(Trainer):
             inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
         return inputs
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:  # transformers goes on from a checkpoint of the last step by one more
+            self.control.should_training_stop = True
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or out_folder(self.args))
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            _write_json(folder / "training_args.json", public_arguments(self.args))
+            _write_json(folder / ARGUMENTS_NAME, public_arguments(self.args))
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not from here: a repository is made of a finished folder.
@@ -230,7 +257,12 @@ class SelfConTrainer(RowTrainer):
     The loss compares the views that an image gives, the backbone's and its exits' of each of its crops, with those of
     the whole batch, over all processes: `per_device_train_batch_size` images in each. With `mini_batch_size` below
     that, gradients are cached (see `imaginet_hub.training.grad_cache` for what stays the same). Gradients that are
-    accumulated (`gradient_accumulation_steps`) are those of several smaller batches instead.
+    accumulated (`gradient_accumulation_steps`) are the mean of those of several smaller batches instead.
+
+    Several processes take an epoch's batches in turn, so that their batches of B images together hold the rows that
+    one process would take for a larger batch, in the same order, and loss and gradients are its own. BatchNorm in
+    training mode sees a process's images, or mini-batch, by itself; the running statistics are the first process's.
+    Without `dataloader_drop_last`, what is missing to an epoch's last batches is filled up with its first rows.
 
     Args:
         model: a `SelfConResNetForPreTraining`; a `SelfConResNetForImageClassification` for the objective
@@ -241,7 +273,8 @@ class SelfConTrainer(RowTrainer):
         **kwargs: see `RowTrainer`.
 
     Raises:
-        UsageError: rows that cannot be trained with.
+        UsageError: rows that cannot be trained with; mini-batches of one image while BatchNorm is in training mode;
+            batches that may differ in size among processes; DeepSpeed with gradient caching.
     """
 
     args: SelfConTrainingArguments
@@ -249,10 +282,6 @@ class SelfConTrainer(RowTrainer):
     def __init__(self, model: nn.Module, args: SelfConTrainingArguments, *more: Any, **kwargs: Any) -> None:
         _check_parts(args)
         super().__init__(model, args, *more, **kwargs)
-        if self.is_deepspeed_enabled and args.mini_batch_size:
-            raise UsageError(
-                "expected no --deepspeed, which takes an optimiser step with every mini-batch: pass --mini_batch_size 0"
-            )
 
     @property
     def aim(self) -> Objective:
@@ -348,10 +377,14 @@ def _check_parts(args: SelfConTrainingArguments) -> None:
     batch, most = args.train_batch_size, args.mini_batch_size
     if most and most < batch and 1 in (most, batch % most) and not args.freeze_batchnorm:
         raise UsageError(
-            f"expected mini-batches of 2 images or more, since BatchNorm normalises each by itself, got --mini_batch_size "
-            f"{most} for a batch of {batch}: one has 1 image; choose another size, or pass --freeze_batchnorm"
+            "expected mini-batches of 2 images or more, since BatchNorm normalises each by itself, got "
+            f"--mini_batch_size {most} for a batch of {batch}: one has 1 image; choose another size, or pass "
+            "--freeze_batchnorm"
         )
-    if args.world_size > 1 and not (args.dataloader_drop_last or args.accelerator_config.even_batches):
+    if most and most < batch and args.deepspeed_plugin:
+        raise UsageError("expected no --deepspeed, whose every backward pass is a step: pass --mini_batch_size 0")
+    config: Any = args.accelerator_config
+    if args.world_size > 1 and not (args.dataloader_drop_last or config.even_batches):
         raise UsageError(
             "expected batches of the same size in all processes, which wait for each other's images: pass "
             "--dataloader_drop_last, or even_batches true in --accelerator_config"
@@ -401,14 +434,23 @@ def train(
     objective = OBJECTIVES[training_args.objective]
     if model_args.exit_stages is None and not objective.exits and is_new(model_args):
         model_args = dataclasses.replace(model_args, exit_stages=[])
-    model: Any = build_model(model_args)
+    # The weights come from the checkpoint then, and nothing has to be downloaded.
+    model: Any = build_model(
+        dataclasses.replace(model_args, init="random")
+        if _resumes(training_args) and is_new(model_args)
+        else model_args
+    )
     earlier = model.config.trained_on
     if objective.classifier:
         model = build_classifier(model, id2label=id2label(map(str, Origin)), track=str(Track.DETECTION))
     if not objective.exits:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("exit" not in name)
-    model.config.trained_on = {**dataset_record, **({"init": earlier} if earlier else {})}
+    model.config.trained_on = {
+        **dataset_record,
+        **({"held_out": training_args.held_out} if training_args.held_out else {}),
+        **({"init": earlier} if earlier else {}),
+    }
     trainer = SelfConTrainer(model, training_args, rows, callbacks=callbacks)
     record: dict[str, Any] = {
         "stage": "end to end" if objective.classifier else "representation",
@@ -472,6 +514,7 @@ def _save_final(model: SelfConResNetPreTrainedModel, processor: Any, folder: Pat
     shutil.rmtree(staging, ignore_errors=True)
     save_publishable(model, processor, staging)
     _write_json(staging / "training.json", record)
+    (folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)  # an earlier model's, which what comes next does not describe
     for file in sorted(staging.iterdir(), key=lambda file: file.suffix == ".safetensors"):
         file.replace(folder / file.name)
     staging.rmdir()
@@ -557,6 +600,14 @@ def _check_batch(rows: int, args: RowTrainingArguments) -> None:
         )
 
 
+def _check_last(rows: int, args: RowTrainingArguments) -> None:
+    if rows % args.train_batch_size == 1:
+        raise UsageError(
+            f"expected no batch of a single image, which BatchNorm cannot normalise, got {rows} rows in batches of "
+            f"{args.train_batch_size}: pass --dataloader_drop_last, or another --per_device_train_batch_size"
+        )
+
+
 def _resumes(args: TrainingArguments) -> bool:
     return bool(args.resume_from_checkpoint) and str(args.resume_from_checkpoint).lower() != "false"
 
@@ -573,50 +624,89 @@ def _checkpoint(args: TrainingArguments, config: Any) -> str | None:
     Raises:
         DataNotFoundError: there is none.
         ModelError: it is not whole.
-        UsageError: it is that of another network.
+        UsageError: it is that of another network, of other images, or of a run in another order.
     """
     if not _resumes(args):
         return None
     asked = str(args.resume_from_checkpoint)
     if asked.lower() in ("last", "true"):
         folder = out_folder(args)
-        whole = (path for path in _checkpoints(folder) if _damage(path) is None)
-        path = next(whole, None)
+        damages = {path: _damage(path) for path in _checkpoints(folder)}
+        path = next((path for path, damage in damages.items() if damage is None), None)
         if path is None:
+            found = "; ".join(f"{path.name} has {damage}" for path, damage in damages.items())
             raise DataNotFoundError(
-                f"no checkpoint to resume from in {folder}: expected a folder checkpoint-*, which "
-                "--save_strategy steps or epoch writes"
+                f"no checkpoint to resume from in {folder}: expected a folder checkpoint-*, which --save_strategy "
+                f"steps or epoch writes{f', but {found}' if found else ''}"
             )
     else:
         path = Path(asked).expanduser()
-        if not (path / TRAINER_STATE_NAME).is_file():
+        if not path.is_dir():
             raise DataNotFoundError(f"no checkpoint at {asked}: expected a folder checkpoint-* or the word last")
         damage = _damage(path)
         if damage is not None:
             raise ModelError(
                 f"{asked}: expected a whole checkpoint, got one with {damage}; resume from an earlier one"
             )
-    config_file = path / CONFIG_NAME  # a head on stored features has none
-    there = json.loads(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
-    for name in ARCHITECTURE:
-        here = getattr(config, name)
-        if there and there.get(name) != (list(here) if isinstance(here, tuple) else here):
-            raise UsageError(
-                f"expected --{name} {there.get(name)}, which the checkpoint {path.name} has, got {here}; resume with "
-                "the flags that the run was started with"
-            )
+    here = json.loads(json.dumps({**config.to_dict(), "trained_on": config.trained_on}, default=str))
+    there = _json_of(path / CONFIG_NAME)  # a head on stored features has none
+    wrong = _differing(ARCHITECTURE, here, there) + _differing(
+        _ORDER, public_arguments(args), _json_of(path / ARGUMENTS_NAME)
+    )
+    if wrong:
+        name, now, then = wrong[0]
+        raise UsageError(
+            f"expected --{name} {then}, which the checkpoint {path.name} has, got {now}; resume with the flags that "
+            "the run was started with"
+        )
+    # The name may be that of a folder that has moved since.
+    now, then = ({**(side.get("trained_on") or {}), "name": None} for side in (here, there))
+    if there and now != then:
+        raise UsageError(
+            f"expected the images that the checkpoint {path.name} was trained on, {_brief(then)}, got {_brief(now)}"
+        )
     return str(path)
+
+
+# What decides the order of rows, and what an optimiser has stored.
+_ORDER = (
+    "seed",
+    "data_seed",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "balance",
+    "held_out",
+    "objective",
+    "optim",
+    "head_optimizer",
+)
+
+
+def _differing(names: Sequence[str], here: Mapping[str, Any], there: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [(name, here.get(name), there[name]) for name in names if name in there and there[name] != here.get(name)]
+
+
+def _brief(record: Mapping[str, Any]) -> str:
+    return json.dumps({name: record[name] for name in ("split", "images", "fingerprint") if name in record})
+
+
+def _json_of(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def _damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint; its state is the last file that is written."""
     try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        for name in (TRAINER_STATE_NAME, ARGUMENTS_NAME, CONFIG_NAME):
+            there = name == TRAINER_STATE_NAME or (checkpoint / name).exists()
+            if there and not isinstance(json.loads((checkpoint / name).read_text(encoding="utf-8")), dict):
+                return f"no mapping in {name}"
         with safe_open(checkpoint / SAFE_WEIGHTS_NAME, framework="pt"):
             pass
-        broken = [n for n in (OPTIMIZER_NAME, SCHEDULER_NAME) if not zipfile.is_zipfile(checkpoint / n)]
-    except (OSError, ValueError, SafetensorError) as error:
-        return f"an unreadable file ({error})"
+        pickled = (OPTIMIZER_NAME, SCHEDULER_NAME, *(file.name for file in checkpoint.glob("rng_state*.pth")))
+        broken = [name for name in pickled if not zipfile.is_zipfile(checkpoint / name)]
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        return f"an unreadable file ({one_line(' '.join(str(error).split()))})"
     return f"{broken[0]} missing or cut short" if broken else None
 
 

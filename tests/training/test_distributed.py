@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from imaginet_hub import cli
 from imaginet_hub.errors import UsageError
 from imaginet_hub.training.grad_cache import all_gather
-from imaginet_hub.training.losses import imaginet_loss, supcon_loss
+from imaginet_hub.training.losses import supcon_loss
 from tests.conftest import PROJECT
 from tests.training.conftest import TINY, patterned, pickles
 from tests.training.test_grad_cache import (
@@ -124,11 +125,14 @@ def uneven(rows, out):
 def work(folder: Path) -> None:
     """Everything that one process of two does for these tests, into a file."""
     torch.set_num_threads(1)
+    gc.freeze()
     rows, rank = patterned(24), int(os.environ["RANK"])
     own = folder / f"own{rank}"
     found = {"steps": steps(rows, own, 2), "gathered": gathered(rank), "pairs": pairs_across(rows, own, rank)}
     found |= {"refused": refused(rows, own), "uneven": uneven(rows, own)}
-    found["resumed"] = said("train", folder / "data", folder / "resumed", *RUN, *HALF, "--resume_from_checkpoint", "last")
+    found["resumed"] = said(
+        "train", folder / "data", folder / "resumed", *RUN, *HALF, "--resume_from_checkpoint", "last"
+    )
     head = [*FLAGS[:-4], *HALF, "--logging_steps", "1", "--max_steps", "3", "--processor_crop_size", "40"]
     head += ["--held_out", "0.3"]
     track = ["--track", "detection"]
@@ -168,6 +172,7 @@ def launch(*arguments, cwd):
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
     )
 
 
@@ -198,7 +203,9 @@ def found(folder):
 def alone(tmp_path_factory):
     """The same first steps in this process."""
     torch.set_num_threads(1)
-    return steps(patterned(24), tmp_path_factory.mktemp("alone"), 1)
+    gc.freeze()
+    yield steps(patterned(24), tmp_path_factory.mktemp("alone"), 1)
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -208,7 +215,9 @@ def test_the_first_step_is_that_of_one_process(name, found, alone):
     assert one["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     assert one["gradients"].keys() == other["gradients"].keys()
     for each in (one, other):
-        gradients = {key: each["gradients"].get(key, torch.zeros_like(value)) for key, value in expected["gradients"].items()}
+        gradients = {
+            key: each["gradients"].get(key, torch.zeros_like(value)) for key, value in expected["gradients"].items()
+        }
         assert_same(gradients, expected["gradients"], 1e-8)
     if FROZEN in STEPS[name][1]:
         assert_same(one["buffers"], expected["buffers"], 0)

@@ -7,9 +7,11 @@ import json
 import datasets
 import numpy as np
 import pytest
-import scipy.special
+import sklearn.discriminant_analysis
 import sklearn.metrics
+import sklearn.preprocessing
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, set_seed
 
@@ -231,12 +233,22 @@ class TestCalibration:
         out = tmp_path_factory.mktemp("heads")
         flags = ["--no_adapt_batchnorm", "--max_steps", "25", "--learning_rate", "0.003", "--held_out", "0.25"]
         headed(many, encoder, out / "detection", *flags)
-        headed(synthetic(many), encoder, out / "identification", *flags, column="generator_family")
+        more = [*flags, "--accept_known", "0.9"]
+        headed(synthetic(many), encoder, out / "identification", *more, column="generator_family")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(head, "fit_to", lambda *args, **kwargs: {})
+            patch.setattr(head, "calibrate", lambda *args, **kwargs: {})
             headed(many, encoder, out / "raw", *flags)
             headed(synthetic(many), encoder, out / "raw identification", *flags, column="generator_family")
         return out
+
+    def features(self, model, rows):
+        with torch.no_grad():
+            pixels = SelfConImageProcessor(crop_size=40)(list(rows["image"]), return_tensors="pt")["pixel_values"]
+            return model.encoder(pixels).pooler_output.double().numpy()
+
+    def distances(self, model, rows):
+        with torch.no_grad():
+            return model.open_set(torch.from_numpy(self.features(model, rows)).float()).numpy()
 
     def logits(self, folder, rows):
         model = SelfConResNetForImageClassification.from_pretrained(folder).eval()
@@ -273,12 +285,44 @@ class TestCalibration:
 
     def test_known_generators_are_accepted_as_often_as_was_asked(self, folders, many):
         held = held_out(synthetic(many), 0.25)[1]
-        config, published = self.logits(folders / "identification", held)
-        stored = config.open_set
-        assert stored["score"] == "energy" and stored["accepts"] == 0.95 and stored["rows"] == len(held)
-        energies = scipy.special.logsumexp(published, axis=1)
-        assert np.mean(energies >= stored["threshold"] - 1e-4) >= 0.95
-        assert np.mean(energies >= stored["threshold"] + 1e-4) < 0.95 + 1 / len(held)
+        model = SelfConResNetForImageClassification.from_pretrained(folders / "identification").eval()
+        stored = model.config.open_set
+        assert stored["accepts"] == 0.9 and stored["rows"] == len(held)
+        distances = self.distances(model, held)
+        assert np.mean(distances <= stored["threshold"] * 1.0001) >= 0.9
+        assert np.mean(distances < stored["threshold"] * 0.9999) < 0.9
+
+    def test_distances_are_those_of_linear_discriminants(self, folders, many):
+        model = SelfConResNetForImageClassification.from_pretrained(folders / "identification").eval()
+        kept, held = held_out(synthetic(many), 0.25)
+        unit = [sklearn.preprocessing.normalize(self.features(model, rows)) for rows in (kept, held)]
+        labels = np.array(kept["generator_family"][:])
+        # scikit-learn's discriminants, shrunk alike, with every class at its share; their space's unit is the spread.
+        lda = sklearn.discriminant_analysis.LinearDiscriminantAnalysis(solver="eigen", shrinkage=0.1)
+        lda.fit(unit[0], labels)
+        directions = lda.scalings_[:, :1]
+        within = np.mean([np.cov(unit[0][labels == k].T, bias=True) for k in (0, 1)], axis=0)
+        assert abs(np.bincount(labels)[:2] - len(labels) / 2).max() <= 4, "so that it matters little how classes weigh"
+        shrunk = 0.9 * within + 0.1 * np.trace(within) / len(within) * np.eye(len(within))
+        scale = np.sqrt(directions.T @ shrunk @ directions)[0, 0]
+        means = [(unit[0][labels == k] @ directions).mean() for k in (0, 1)]
+        expected = np.min([np.abs(unit[1] @ directions - mean)[:, 0] / scale for mean in means], axis=0)
+        np.testing.assert_allclose(self.distances(model, held), expected, rtol=0.1, atol=0.05)
+
+    def test_another_kind_of_image_is_further_than_all_that_were_held_out(self, folders, many):
+        model = SelfConResNetForImageClassification.from_pretrained(folders / "identification").eval()
+        noise = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3), dtype=np.uint8)
+        strange = {"image": [Image.fromarray(pixels) for pixels in noise]}
+        assert self.distances(model, strange).min() > model.config.open_set["threshold"]
+
+    def test_it_says_whether_the_encoder_was_trained_on_the_same_rows(self, folders, many, tmp_path):
+        record = json.loads((folders / "detection" / "training.json").read_text())
+        assert record["calibration_rows_unseen"] is False
+        flags = ["--max_steps", "1", "--held_out", "0.25"]
+        encoder = train(many, *parse_train_args([*QUIET, *TINY, *flags], tmp_path / "e"), dataset_record=RECORD)
+        for share, unseen in (("0.25", True), ("0.3", False)):
+            out = headed(many, encoder, tmp_path / share, "--max_steps", "1", "--held_out", share)
+            assert json.loads((out / "training.json").read_text())["calibration_rows_unseen"] is unseen
 
     def test_held_out_rows_are_not_trained_on(self, many, raw, tmp_path, monkeypatch):
         seen = set()
@@ -302,7 +346,8 @@ class TestCalibration:
         rows = datasets.concatenate_datasets(
             [synthetic(many).filter(lambda family: family == 1, input_columns="generator_family"), rare]
         )
-        out = headed(rows, raw, tmp_path, "--max_steps", "1", "--held_out", "0.25", column="generator_family")
+        flags = ["--max_steps", "1", "--held_out", "0.25", "--dataloader_drop_last", "true"]
+        out = headed(rows, raw, tmp_path, *flags, column="generator_family")
         record = json.loads((out / "training.json").read_text())
         assert record["names"] == ["GAN", "SD"] and record["calibration"]["method"] == "none"
 
@@ -316,14 +361,18 @@ class TestCalibration:
         config = SelfConResNetConfig(backbone="test_resnet", stem_stride=2, track="detection", num_labels=2)
         model = SelfConResNetForImageClassification(config)
         before = model.classifier[-1].weight.clone()
-        record = head.fit_to(model, np.array([[np.nan, 0.0], [0.0, 1.0]]), np.array([0, 1]))
+        record = head.calibrate(model, torch.full((2, 96), torch.nan), np.array([0, 1]))
         assert record["calibration"] == {"method": "none", "why": "the logits are not finite"}
         assert torch.equal(model.classifier[-1].weight, before)
 
     def test_logits_that_point_the_wrong_way_are_kept_as_they_are(self):
         config = SelfConResNetConfig(backbone="test_resnet", stem_stride=2, track="detection", num_labels=2)
         model = SelfConResNetForImageClassification(config)
-        record = head.fit_to(model, np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 1]))
+        model.eval()
+        features = torch.randn(40, 96)
+        with torch.no_grad():
+            wrong = (model.classifier(features).diff(dim=1)[:, 0] < 0).long().numpy()
+        record = head.calibrate(model, features, wrong)
         assert record["calibration"]["method"] == "none" and model.config.calibration == record["calibration"]
 
     def test_a_broken_image_among_the_held_out_costs_the_calibration_and_no_more(self, many, raw, tmp_path):
