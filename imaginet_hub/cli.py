@@ -515,6 +515,10 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
+def _quiet_flags(args: argparse.Namespace) -> list[str]:
+    return ["--disable_tqdm", "true", "--log_level", "error"] if getattr(args, "quiet", False) else []
+
+
 def _train(args: argparse.Namespace) -> int:
     from imaginet_hub.errors import require
 
@@ -523,7 +527,7 @@ def _train(args: argparse.Namespace) -> int:
     from imaginet_hub.data.loading import dataset_record, load_rows
     from imaginet_hub.training.trainer import parse_train_args, train
 
-    model_args, training_args = parse_train_args(args.more, args.out)
+    model_args, training_args = parse_train_args([*_quiet_flags(args), *args.more], args.out)
     rows = load_rows(args.dataset, "detection", args.split)
     folder = train(
         rows,
@@ -550,7 +554,7 @@ def _train_head(args: argparse.Namespace) -> int:
     from imaginet_hub.labels import Track
     from imaginet_hub.training.head import parse_head_args, train_head
 
-    training_args = parse_head_args(args.more, args.out)
+    training_args = parse_head_args([*_quiet_flags(args), *args.more], args.out)
     column = args.label_column or Track(args.track).label_column
     rows = load_rows(args.dataset, track_of(column), args.split)
     folder = train_head(

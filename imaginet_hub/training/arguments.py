@@ -228,6 +228,10 @@ class RowTrainingArguments(TrainingArguments):
     max_grad_norm: float = default("max_grad_norm", 0.0)
     remove_unused_columns: bool = default("remove_unused_columns", False)
     dataloader_pin_memory: bool = default("dataloader_pin_memory", torch.cuda.is_available())
+    # Crops do not depend on it; a GPU starves without.
+    dataloader_num_workers: int = default(
+        "dataloader_num_workers", min(16, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+    )
     bf16: bool | None = option(  # type: ignore[assignment]
         None, "Run the network in bfloat16 (autocast). Default: where the processor has it in hardware."
     )

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, default_collate
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
@@ -184,6 +184,8 @@ class RowTrainer(Trainer):
         vars(getattr(self.model, "config", self)).pop("use_cache", None)  # no matter of an image model's
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(_Bar)
+        elif args.log_level in ("error", "critical"):
+            self.remove_callback(PrinterCallback)
 
     def sampler_of(self, rows: Any, args: Any) -> RowSampler:
         """The order of rows that the arguments ask for."""

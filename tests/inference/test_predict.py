@@ -24,6 +24,7 @@ from imaginet_hub.errors import DataNotFoundError, ModelError, UsageError
 from imaginet_hub.inference.detector import Detector
 from imaginet_hub.inference.predict import expand_paths, predict_paths
 from imaginet_hub.selfcon import (
+    OpenSet,
     SelfConImageProcessor,
     SelfConResNetConfig,
     SelfConResNetForImageClassification,
@@ -393,75 +394,98 @@ def _with(folder: Path, copy: Path, **fields: Any) -> Path:
     return copy
 
 
+def _knowing(folder: Path, copy: Path, threshold: float) -> Path:
+    """A copy of an identifier that stores made-up discriminants and a threshold of their distance."""
+    model = SelfConResNetForImageClassification.from_pretrained(folder)
+    classes = len(model.config.id2label)
+    model.config.open_set = {"threshold": threshold, "accepts": 0.99, "rows": 20}
+    model.open_set = OpenSet(model.encoder.num_features, classes)
+    generator = torch.Generator().manual_seed(0)
+    model.open_set.projection.copy_(torch.randn(classes - 1, model.encoder.num_features, generator=generator))
+    model.open_set.means.copy_(torch.randn(classes, classes - 1, generator=generator))
+    return save_publishable(model, SelfConImageProcessor.from_pretrained(folder), copy)
+
+
 class TestUnknown:
     """Images unlike those of every generator that the model knows."""
 
-    @pytest.fixture
-    def energies(self, models: dict[str, Path], pictures: Path) -> dict[str, float]:
-        identifier = Detector.from_pretrained(models["identification"])
-        names = ("a.png", "b.JPG", "deeper/c.webp")
-        inputs: Any = identifier.processor([open_image(pictures / name) for name in names], return_tensors="pt")
-        found = identifier.logits(inputs["pixel_values"]).double().exp().sum(dim=1).log()
-        return dict(zip(names, found.tolist(), strict=True))
+    NAMES = ("a.png", "b.JPG", "deeper/c.webp")
 
     @pytest.fixture
-    def model(self, models: dict[str, Path], energies: dict[str, float], tmp_path: Path) -> Path:
-        middle = sorted(energies.values())[1]
-        stored = {"score": "energy", "threshold": middle - 1e-5, "accepts": 0.95, "rows": 20}
-        return _with(models["identification"], tmp_path / "model", open_set=stored)
+    def distances(self, models: dict[str, Path], pictures: Path, tmp_path: Path) -> dict[str, float]:
+        """By plain transformers, as the documentation of the configuration says."""
+        folder = _knowing(models["identification"], tmp_path / "any", 1.0)
+        model = SelfConResNetForImageClassification.from_pretrained(folder).eval()
+        processor = SelfConImageProcessor.from_pretrained(folder)
+        inputs: Any = processor([open_image(pictures / name) for name in self.NAMES], return_tensors="pt")
+        assert model.open_set is not None
+        with torch.no_grad():
+            found = model.open_set(model.encoder(inputs["pixel_values"]).pooler_output)
+        return dict(zip(self.NAMES, found.tolist(), strict=True))
 
-    def test_what_scores_below_the_stored_threshold_is_unknown(
-        self, model: Path, energies: dict[str, float], pictures: Path, capsys: pytest.CaptureFixture[str]
+    @pytest.fixture
+    def model(self, models: dict[str, Path], distances: dict[str, float], tmp_path: Path) -> Path:
+        middle = sorted(distances.values())[1]
+        return _knowing(models["identification"], tmp_path / "model", middle * 1.00001)
+
+    def test_what_is_further_than_the_stored_threshold_is_unknown(
+        self, model: Path, distances: dict[str, float], pictures: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        lowest = min(energies, key=lambda name: energies[name])
-        paths = [str(pictures / name) for name in energies]
+        furthest = max(distances, key=lambda name: distances[name])
+        paths = [str(pictures / name) for name in distances]
         assert main(["predict", str(model), *paths, "--json", "--dtype", "float32"]) == 0
         answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert main(["predict", str(model), *paths, "--json", "--dtype", "float32", "--closed-set"]) == 0
         closed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        for name, answer, named in zip(energies, answers, closed, strict=True):
+        for name, answer, named in zip(distances, answers, closed, strict=True):
             assert named["generator"] in ("GAN", "SD", "New Net") and "likeliest" not in named
-            if name == lowest:
-                likeliest = {**named, "generator": "unknown", "likeliest": named["generator"]}
-                assert answer == likeliest
+            if name == furthest:
+                assert answer == {**named, "generator": "unknown", "likeliest": named["generator"]}
             else:
                 assert answer == named
 
     def test_a_line_says_unknown_without_a_probability(
-        self, model: Path, energies: dict[str, float], pictures: Path, capsys: pytest.CaptureFixture[str]
+        self, model: Path, distances: dict[str, float], pictures: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        lowest = min(energies, key=lambda name: energies[name])
-        assert main(["predict", str(model), str(pictures / lowest)]) == 0
-        assert capsys.readouterr().out == f"{pictures / lowest}\tunknown\t-\n"
+        furthest = max(distances, key=lambda name: distances[name])
+        assert main(["predict", str(model), str(pictures / furthest)]) == 0
+        assert capsys.readouterr().out == f"{pictures / furthest}\tunknown\t-\n"
 
     def test_a_model_that_stores_nothing_always_names_one(self, models: dict[str, Path], pictures: Path) -> None:
         identifier = Detector.from_pretrained(models["identification"])
-        assert identifier.known_above is None and identifier.answers([]).known is None
+        assert identifier.known_below is None and identifier.answers([]).known is None
         (answer,) = predict_paths([pictures / "a.png"], identifier=identifier)
         assert answer.generator in identifier.names
 
     def test_close_to_the_threshold_bfloat16_answers_as_float32_does(
-        self, models: dict[str, Path], energies: dict[str, float], pictures: Path, tmp_path: Path
+        self, models: dict[str, Path], distances: dict[str, float], pictures: Path, tmp_path: Path
     ) -> None:
-        images = [open_image(pictures / name) for name in energies]
-        for number, energy in enumerate(energies.values()):
-            for side in (-1e-4, 1e-4):
-                stored = {"score": "energy", "threshold": energy + side}
-                folder = _with(models["identification"], tmp_path / f"{number} {side}", open_set=stored)
+        images = [open_image(pictures / name) for name in distances]
+        for number, distance in enumerate(distances.values()):
+            for side in (0.9999, 1.0001):
+                folder = _knowing(models["identification"], tmp_path / f"{number} {side}", distance * side)
                 exact = Detector.from_pretrained(folder, dtype="float32").answers(images).known
                 rounded = Detector.from_pretrained(folder, dtype="bfloat16").answers(images).known
                 assert exact is not None and rounded is not None
-                assert exact.tolist() == rounded.tolist() and exact[number] == (side < 0)
+                assert exact.tolist() == rounded.tolist() and exact[number] == (side > 1)
 
     @pytest.mark.parametrize(
-        "stored",
-        [{}, {"score": "energy"}, {"score": "magic", "threshold": 1.0}, {"score": "energy", "threshold": "1"},
-         {"score": "energy", "threshold": float("nan")}, {"score": "energy", "threshold": True}],
-    )  # fmt: skip
-    def test_a_threshold_that_is_none_is_refused(self, models: dict[str, Path], tmp_path: Path, stored: Any) -> None:
-        folder = _with(models["identification"], tmp_path / "model", open_set=stored)
-        with pytest.raises(ModelError, match="expected open_set to hold the score energy and a finite threshold"):
+        "stored", [{}, {"accepts": 0.9}, {"threshold": "1"}, {"threshold": float("nan")}, {"threshold": True}]
+    )
+    def test_a_threshold_that_is_none_is_refused(self, model: Path, tmp_path: Path, stored: Any) -> None:
+        folder = _with(model, tmp_path / "other", open_set=stored)
+        with pytest.raises(ModelError, match="expected open_set to hold a finite threshold"):
             Detector.from_pretrained(folder)
+
+    def test_a_threshold_without_its_tensors_is_refused(self, models: dict[str, Path], tmp_path: Path) -> None:
+        folder = _with(models["identification"], tmp_path / "other", open_set={"threshold": 1.0})
+        with pytest.raises(ModelError, match="lack 2 tensors"):
+            Detector.from_pretrained(folder)
+
+    def test_a_new_head_forgets_it(self, model: Path) -> None:
+        new = SelfConResNetForImageClassification.from_pretrained(model, num_labels=5, ignore_mismatched_sizes=True)
+        assert new.open_set is None and new.config.open_set is None
+        assert not any(name.startswith("open_set") for name in new.state_dict())
 
 
 class TestOtherColumns:
