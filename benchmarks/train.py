@@ -3,7 +3,7 @@
     python benchmarks/train.py [--only loader,crops,step,curve,memory] [--small] [--out FILE]
     python benchmarks/train.py --only loader,crops --albumentations-python PYTHON [--pictures FOLDER]
     python benchmarks/train.py --only step --batch 32 --crop 96 --repeats 5
-    python benchmarks/train.py --only memory --backbone resnet50 --batches 200 2000
+    python benchmarks/train.py --only memory --memory-backbone resnet50 --batches 200 2000
 
 Contenders take turns, so that noise hits all of them; the tables give medians (least to most).
 

@@ -34,7 +34,8 @@ from imaginet_hub.selfcon import (
 from imaginet_hub.training.arguments import HEAD_PRESETS, HeadTrainingArguments, parse_head_args
 from imaginet_hub.training.augment import AugmentedRows, HeadAugmentation, RowKey, RowSampler, check_rows
 from imaginet_hub.training.initial import build_classifier
-from imaginet_hub.training.trainer import RowTrainer, claim, data_seed, row_sampler, run
+from imaginet_hub.training.output import claim
+from imaginet_hub.training.trainer import RowTrainer, data_seed, row_sampler, run
 
 __all__ = [
     "HEAD_PRESETS",

@@ -26,7 +26,7 @@ _HATCHERY = """
 import hashlib, json, os, pathlib, signal, sys
 import torch, transformers.trainer
 import imaginet_hub.cli, imaginet_hub.data.loading
-from imaginet_hub.training import trainer
+from imaginet_hub.training import output as written, trainer
 from tests.training.conftest import patterned
 
 rows = patterned(40)
@@ -74,13 +74,13 @@ def half_written(fate, number):
         move, count = pathlib.Path.replace, 0
         def broken(self, target):
             nonlocal count
-            count += self.parent.name == trainer._STAGING
+            count += self.parent.name == written._STAGING
             if count == number:
                 end(signal.SIGKILL)
             return move(self, target)
         pathlib.Path.replace = broken
     if fate == "staging":
-        trainer._write_json = lambda file, content: file.name == "training.json" and end(signal.SIGKILL)
+        written.write_json = lambda file, content: file.name == "training.json" and end(signal.SIGKILL)
 
 for line in sys.stdin:
     order = json.loads(line)
