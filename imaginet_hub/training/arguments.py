@@ -90,7 +90,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "init": "random",
         "crop_size": 48,
         "per_device_train_batch_size": 64,
-        "num_train_epochs": 7,
+        "num_train_epochs": 8,
         "learning_rate": 0.003,
         "optim": "adamw_torch",
         "warmup_steps": 0.1,
