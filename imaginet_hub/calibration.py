@@ -260,9 +260,12 @@ def fit_discriminants(
     n_classes = int(np.max(labels)) + 1 if np.size(labels) else 0
     truth = _labels(labels, len(values), n_classes, least=max(2, n_classes))
     values = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-    means = np.stack([values[truth == k].mean(axis=0) for k in range(n_classes)])
-    spread = values - means[truth]
-    within = spread.T @ spread / len(values)
+    means = np.zeros((n_classes, values.shape[1]))
+    within = np.zeros((values.shape[1], values.shape[1]))
+    for k in range(n_classes):  # one at a time, since there may be gigabytes of features
+        members = values[truth == k]
+        means[k] = members.mean(axis=0)
+        within += (members - means[k]).T @ (members - means[k]) / len(values)
     size = np.trace(within) / len(within)
     between = means - means.mean(axis=0)
     if size < 1e-12 or np.abs(between).max() < 1e-9:

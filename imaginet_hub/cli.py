@@ -11,6 +11,7 @@ import difflib
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -539,9 +540,9 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     write_model_card(folder)
     if training_args.objective == "cross_entropy":
-        print(f"{folder}: detection model; next: imaginet evaluate {folder} {args.dataset} --out results.json")
+        _say_next(args, f"{folder}: detection model", "evaluate", folder, args.dataset, "--out results.json")
     else:
-        print(f"{folder}: stage-1 encoder; next: imaginet train-head {folder} {args.dataset} OUT --track detection")
+        _say_next(args, f"{folder}: stage-1 encoder", "train-head", folder, args.dataset, "OUT --track detection")
     return 0
 
 
@@ -567,10 +568,18 @@ def _train_head(args: argparse.Namespace) -> int:
     if training_args.process_index:
         return 0
     write_model_card(folder)
-    _say_of_calibration(folder, training_args.held_out)
+    if not getattr(args, "quiet", False):
+        _say_of_calibration(folder, training_args.held_out)
     kind = args.track or column
-    print(f"{folder}: {kind} model; next: imaginet evaluate {folder} {args.dataset} --out results.json")
+    _say_next(args, f"{folder}: {kind} model", "evaluate", folder, args.dataset, "--out results.json")
     return 0
+
+
+def _say_next(args: argparse.Namespace, done: str, command: str, *names: object) -> None:
+    """What was done, and a command to go on with, as a shell takes it; the last of the names is none."""
+    *paths, rest = names
+    words = " ".join(shlex.quote(str(path)) for path in paths)
+    print(done if getattr(args, "quiet", False) else f"{done}; next: imaginet {command} {words} {rest}")
 
 
 def _say_of_calibration(folder: Path, held_out: float) -> None:
@@ -579,7 +588,7 @@ def _say_of_calibration(folder: Path, held_out: float) -> None:
     why = record["calibration"].get("why")
     if why:
         print(f"  note: its probabilities are not calibrated: {why}")
-    elif not record["calibration_rows_unseen"]:
+    elif record["calibration_rows_unseen"] is False:
         print(
             "  note: the encoder was trained on the rows that the probabilities were calibrated with, so that they "
             f"may be too sure; train it with --held_out {held_out:g} too"

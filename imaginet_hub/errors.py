@@ -45,7 +45,9 @@ class ImageError(ImagiNetError, ValueError):
         reason: a short machine-readable word: missing | unreadable | truncated | oversized | checksum | unsupported.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str | None = None) -> None:
+        if message is None:  # torch's DataLoader makes a worker's error again, from the text of its traceback
+            reason, message = "unreadable", reason.rstrip().rpartition("\n")[2].rpartition("ImageError: ")[2]
         super().__init__(reason, message)
         self.reason = reason
         self.message = message

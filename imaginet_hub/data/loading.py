@@ -57,7 +57,10 @@ def load_rows(dataset: str | os.PathLike[str], track: Track | str, split: str) -
             "check the name and the network"
         ) from error
     except ValueError as error:
-        raise DataNotFoundError(f"{name!r} has no {track.value}/{split}: {error}") from error
+        raise DataNotFoundError(
+            f"{name!r} has no {track.value}/{split} ({error}); expected a folder written by `imaginet build`, which "
+            "makes one of a folder of images"
+        ) from error
     missing = [column for column in ("image", *LABEL_COLUMNS) if column not in rows.column_names]
     if missing:
         raise UsageError(f"{name!r} has no column {', '.join(missing)}; it has {', '.join(rows.column_names)}")
@@ -129,8 +132,10 @@ def values_of(rows: datasets.Dataset, column: str) -> list[Any]:
     return list(dict.fromkeys(rows[column][:]))
 
 
-def _image_bytes(value: dict[str, Any]) -> bytes:
-    return read_bytes(value["path"]) if value["bytes"] is None else value["bytes"]
+def _image_bytes(value: dict[str, Any] | None) -> bytes:
+    if value is None or value["bytes"] is None:
+        return read_bytes(value["path"]) if value and value["path"] else b""
+    return bytes(value["bytes"])
 
 
 def with_names(row: dict[str, Any], features: datasets.Features) -> dict[str, Any]:
@@ -158,5 +163,5 @@ def dataset_record(dataset: str | os.PathLike[str], rows: datasets.Dataset, spli
         named = (with_names(row, rows.features) for row in small)
         record["fingerprint"] = content_fingerprint([tuple(str(row[c]) for c in columns) for row in named])
     if "source" in rows.column_names:
-        record["corpus"] = corpus_of(rows.unique("source"))
+        record["corpus"] = corpus_of(values_of(rows, "source"))
     return record

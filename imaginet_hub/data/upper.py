@@ -88,7 +88,7 @@ def _jpeg(data: bytes, wanted: Wanted, max_pixels: int) -> Shortened | None:
     rows = wanted(width, height) + _JPEG_MARGIN
     if rows >= height or width * height > max_pixels:
         return None
-    end = _JPEG_MARKER.search(data, at + 2)
+    end = _JPEG_MARKER.search(data, at + 2 + struct.unpack_from(">H", data, at + 2)[0])
     if end is None or data[end.start() + 1] != 0xD9:
         return None
     return Shortened(data[: frame + 5] + struct.pack(">H", rows) + data[frame + 7 :], (width, rows), height)

@@ -249,7 +249,7 @@ class Detector:
                 torch._dynamo.mark_dynamic(pixels, 0)
                 encoder = self._compiled
             head: Any = self.model.classifier  # costs nothing, and stays in float32
-            far: Any = self.model.open_set
+            far: Any = None if self.known_below is None else self.model.open_set
             reduced = None if self.dtype == "float32" else getattr(torch, self.dtype)
             features = self._features(encoder, pixels, reduced)
             if reduced is not None and second_look:
@@ -328,6 +328,10 @@ def _track_and_names(config: Any) -> tuple[Track, tuple[str, ...]]:
     track = Track(config.track or Track.DETECTION)
     id2label = {int(key): str(name) for key, name in (config.id2label or {}).items()}
     names = tuple(id2label[i] for i in sorted(id2label))
+    if track is Track.DETECTION and config.label_column not in (None, track.label_column):
+        raise ModelError(
+            f"expected label_column {track.label_column} for {track}, got {config.label_column!r:.80}; {remedy}"
+        )
     if track is Track.DETECTION:
         fine, expected = sorted(names) == sorted(Origin), " and ".join(Origin)
     else:

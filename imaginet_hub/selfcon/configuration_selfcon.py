@@ -20,7 +20,10 @@ PART_FIELDS = {
     "classifier": {"head_hidden_size", "head_type", "head_dropout", "num_labels", "id2label", "label2id"},
 }
 PART_FIELDS["open_set"] = PART_FIELDS["classifier"]
-HEAD_FIELDS = set().union(*PART_FIELDS.values())
+#: What gives a new classifier classes, and what may be said of them besides.
+LABEL_FIELDS = {"num_labels", "id2label", "label2id"}
+MEANING_FIELDS = {"track", "label_column"}
+HEAD_FIELDS = MEANING_FIELDS.union(*PART_FIELDS.values())
 
 
 @strict

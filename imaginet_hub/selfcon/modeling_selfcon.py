@@ -22,7 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_selfcon import NUM_STAGES, PART_FIELDS, SelfConResNetConfig
+from .configuration_selfcon import LABEL_FIELDS, MEANING_FIELDS, NUM_STAGES, PART_FIELDS, SelfConResNetConfig
 
 __all__ = [
     "SelfConForPreTrainingOutput",
@@ -120,7 +120,7 @@ class OpenSet(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Distances (B,), 0 or more, of features (B, features), the spatial means that the classifier sees."""
         projected = F.normalize(features, dim=-1) @ self.projection.T
-        return (projected[:, None] - self.means).norm(dim=-1).min(dim=1).values
+        return torch.cdist(projected, self.means, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1).values
 
 
 def _projector(features: int, projection_dim: int) -> nn.Sequential:
@@ -269,7 +269,8 @@ class SelfConResNetPreTrainedModel(PreTrainedModel):
 
         Exits and heads that the folder lacks are made anew, with a warning, where one of the configuration's fields
         for them is passed, as in `from_pretrained(stage1, num_labels=3)`, or a `config` with another value of one
-        than the folder's own. What `trained_on` says is then said of the encoder alone.
+        than the folder's own. What `trained_on` says is then said of the encoder alone, and `track` and `label_column`
+        are not said of new classes unless they are passed too.
 
         Raises:
             ValueError: weights are missing otherwise; or they were trained with another stem stride than the
@@ -282,7 +283,8 @@ class SelfConResNetPreTrainedModel(PreTrainedModel):
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, info = loaded
         asked = model.config.forget_what_was_asked()
-        if info["missing_keys"] and kwargs.get("config") is not None and pretrained_model_name_or_path is not None:
+        new = info["missing_keys"] or info["mismatched_keys"]
+        if new and kwargs.get("config") is not None and pretrained_model_name_or_path is not None:
             asked = asked | _differing_from_folder(model.config, pretrained_model_name_or_path, kwargs)
         _check_loaded(model, info, asked, str(pretrained_model_name_or_path))
         return (model, info) if wants_info else model
@@ -343,6 +345,10 @@ def _check_loaded(model: Any, info: dict[str, Any], asked: set[str], source: str
         if model.config.trained_on:
             model.config.trained_on = {"encoder": model.config.trained_on}
         model.config.calibration = model.config.open_set = model.open_set = None
+        for name in MEANING_FIELDS - asked if asked & LABEL_FIELDS else ():
+            setattr(model.config, name, None)
+    elif getattr(model, "classifier", None) is None:  # what was fitted to one is no part of this model
+        model.config.calibration = model.config.open_set = None
 
 
 def _check_stem_stride(of_weights: Tensor, of_config: int) -> None:

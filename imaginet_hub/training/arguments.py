@@ -49,6 +49,7 @@ __all__ = [
     "RowTrainingArguments",
     "SelfConModelArguments",
     "SelfConTrainingArguments",
+    "is_new",
     "parse_head_args",
     "parse_train_args",
 ]
@@ -118,6 +119,9 @@ HEAD_PRESETS: dict[str, dict[str, Any]] = {
         "bf16": False,
     },
 }
+
+#: The endings of files that hold pickles.
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 #: The fields of the configuration that make the encoder and its projection heads.
 ARCHITECTURE = ("backbone", "stem_stride", "exit_stages", "projection_dim")
@@ -232,6 +236,7 @@ class RowTrainingArguments(TrainingArguments):
     dataloader_num_workers: int = default(
         "dataloader_num_workers", min(16, os.cpu_count() or 1) if torch.cuda.is_available() else 0
     )
+    ddp_find_unused_parameters: bool | None = default("ddp_find_unused_parameters", False)  # there are none
     bf16: bool | None = option(  # type: ignore[assignment]
         None, "Run the network in bfloat16 (autocast). Default: where the processor has it in hardware."
     )
@@ -370,6 +375,12 @@ class SelfConModelArguments:
             raise UsageError(f"expected --stem_stride 1 or 2, got {self.stem_stride}")
 
 
+def is_new(arguments: SelfConModelArguments | argparse.Namespace) -> bool:
+    """Whether the network is a new one, not that of a model of this family."""
+    kind = arguments.init.partition(":")[0]
+    return kind in ("random", "timm") or arguments.init.endswith((".safetensors", *PICKLES))
+
+
 @dataclasses.dataclass
 class HeadTrainingArguments(RowTrainingArguments):
     """How a head is trained. The defaults are upstream's recipe; see the module's docstring."""
@@ -379,6 +390,9 @@ class HeadTrainingArguments(RowTrainingArguments):
     learning_rate: float = default("learning_rate", 1e-4)
     lr_scheduler_type: str = default("lr_scheduler_type", "constant")
     weight_decay: float = default("weight_decay", 1e-3)
+    adam_beta2: float | None = option(  # type: ignore[assignment]
+        None, "Adam's decay of squared gradients. Default: .99 for --head_optimizer adamw, otherwise .999."
+    )
 
     crop_size: int = option(256, "Side of the training crops in pixels.")
     balance: bool = option(True, "Give each class the same share of every batch, for detection each family in it too.")
@@ -416,9 +430,18 @@ class HeadTrainingArguments(RowTrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.adam_beta2 is None:
+            self.adam_beta2 = 0.99 if self.head_optimizer == "adamw" else 0.999
         super().__post_init__()
         if self.head_optimizer not in ("adam", "adamw", "trainer"):
             raise UsageError(f"expected --head_optimizer adam, adamw or trainer, got {self.head_optimizer}")
+        unused = () if self.head_optimizer == "trainer" else ("optim", "optim_args")
+        for name in unused:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UsageError(
+                    f"expected no --{name} with --head_optimizer {self.head_optimizer}, which would not use it: pass "
+                    "--head_optimizer trainer too"
+                )
         if self.cache_epochs and (self.adapt_batchnorm or self.unfreeze_encoder):
             raise UsageError(
                 "expected stored features only from an encoder that stays as it is: with --cache_epochs pass "
@@ -431,7 +454,8 @@ def parse_train_args(argv: Sequence[str], out: str | Path) -> tuple[SelfConModel
 
     Every field of the two dataclasses is a flag (transformers' rules: `--balance`, `--no_channels_last`, `--bf16`);
     `--preset paper|quick` chooses what is the default of the others, `--config FILE` names a YAML or JSON file with
-    further ones. Flags win over the file, the file over the preset.
+    further ones. Flags win over the file, the file over the preset. Where `--init` names a model of the family, the
+    network is that model's, whatever the preset.
 
     Args:
         argv: flags and values.
@@ -501,7 +525,8 @@ class _Parser(HfArgumentParser):
         argv = [*_flags(values, first.config), *argv, *place]
         chosen, _ = self.parse_known_args(argv)
         _check_evaluation(chosen, self)
-        self.set_defaults(**presets[chosen.preset])
+        own = ARCHITECTURE if hasattr(chosen, "init") and not is_new(chosen) else ()
+        self.set_defaults(**{name: value for name, value in presets[chosen.preset].items() if name not in own})
         self.set_defaults(**empty)
         try:
             *parsed, unknown = self.parse_args_into_dataclasses(

@@ -281,6 +281,7 @@ def _converted(found: Checkpoint, target: Path, staging: Path, track: Track | No
     if track is not None and head is not None:
         classes = Vocabulary.upstream().track_names(track)
         fields |= {"track": str(track), "head_type": head.head_type, "id2label": id2label(classes)}
+        fields |= {"label_column": track.label_column}
     config = SelfConResNetConfig(**fields)
     with torch.device("meta"):
         expected = {

@@ -21,8 +21,8 @@ from transformers import TrainerCallback, set_seed
 
 from imaginet_hub import calibration
 from imaginet_hub.data.images import from_row
-from imaginet_hub.data.loading import classes_of, held_out, values_of
-from imaginet_hub.errors import ImageError, UsageError
+from imaginet_hub.data.loading import classes_of, held_out, track_of, values_of
+from imaginet_hub.errors import ImagiNetError, UsageError
 from imaginet_hub.labels import Origin, Track, id2label
 from imaginet_hub.selfcon import (
     OpenSet,
@@ -50,6 +50,8 @@ __all__ = [
 #: Upstream's head for each track.
 HEAD_TYPES = {Track.DETECTION: "batchnorm_mlp", Track.IDENTIFICATION: "l2norm_mlp"}
 
+#: With fewer rows a fit would say more of them than of the model.
+LEAST_HELD_OUT = 20
 #: Images at a time where nothing is learned, whatever the batch: more would only take memory.
 _ENCODED_AT_A_TIME = 32
 
@@ -118,10 +120,7 @@ class HeadTrainer(RowTrainer):
 
 def _optimizer(args: HeadTrainingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
     """Upstream's Adam, the paper's AdamW, or none: what `optim` names."""
-    beta2 = args.adam_beta2
-    if args.head_optimizer == "adamw" and beta2 == type(args).__dataclass_fields__["adam_beta2"].default:
-        beta2 = 0.99
-    settings = {"lr": args.learning_rate, "betas": (args.adam_beta1, beta2), "eps": args.adam_epsilon}
+    settings = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     kinds: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return (kinds[args.head_optimizer], settings) if args.head_optimizer in kinds else None
 
@@ -229,7 +228,7 @@ def train_head(
     check_rows(rows_train, ["image", label_column])
     classes = classes_of(rows_train, label_column)
     _check_classes(list(classes.values()), label_column, track)
-    rows, held, why = _parts(rows_train, label_column, training_args.held_out)
+    rows, apart, why = _parts(rows_train, label_column, training_args.held_out)
     claim(training_args)
     set_seed(training_args.seed)
     model = build_classifier(
@@ -242,7 +241,8 @@ def train_head(
         head_dropout=training_args.head_dropout,
     )
     trained_on = model.config.trained_on
-    model.config.trained_on = {**dataset_record, "encoder": trained_on}
+    held = {"held_out": training_args.held_out, "held_out_images": len(apart)} if len(apart) else {}
+    model.config.trained_on = {**dataset_record, **held, "encoder": trained_on}
     model.encoder.requires_grad_(training_args.unfreeze_encoder)
     model.encoder.exits.requires_grad_(False)  # no part of a classifier's forward pass
     trainer = HeadTrainer(model, training_args, rows, callbacks=callbacks)
@@ -257,25 +257,46 @@ def train_head(
         "label_column": label_column,
         "names": list(classes.values()),
         "dataset": dict(dataset_record),
-        "held_out": len(held),
+        "held_out": len(apart),
     }
+
+    names_generators = track_of(label_column) is Track.IDENTIFICATION
 
     def finish() -> dict[str, Any]:
         if why:
             return _uncalibrated(model, why)
         places = {value: place for place, value in enumerate(classes)}
         try:
-            features, labels = _plain_features(model, held, label_column, places, trainer)
-            record = calibrate(model, features, labels)
-            if track is Track.IDENTIFICATION:
-                known = _plain_features(model, rows, label_column, places, trainer)
-                record |= store_open_set(model, *known, features, training_args.accept_known)
-        except ImageError as error:  # not worth the training that came before
-            record = _uncalibrated(model, f"an image that was held out cannot be read: {error.message}")
-        unseen = training_args.held_out <= ((trained_on or {}).get("held_out") or 0)
-        return {**record, "calibration_rows_unseen": unseen}
+            features, labels = _plain_features(model, apart, label_column, places, trainer)
+            known = _plain_features(model, rows, label_column, places, trainer) if names_generators else None
+        except ImagiNetError as error:  # not worth the training that came before
+            return _uncalibrated(model, f"an image cannot be read whole: {error}")
+        record = calibrate(model, features, labels)
+        if known is not None:
+            record |= store_open_set(model, *known, features, training_args.accept_known)
+        return {**record, "calibration_rows_unseen": unseen(trained_on, dataset_record, training_args.held_out)}
 
     return run(trainer, model, record, finish)
+
+
+def unseen(trained_on: Any, dataset_record: Mapping[str, Any], share: float) -> bool | None:
+    """Whether an encoder was trained without the rows that a head holds out; None where that cannot be told.
+
+    Args:
+        trained_on: the encoder's record, with those of the models that it started from.
+        dataset_record: of the head's rows. The rows of a track are a part of the same data set's, by its name.
+        share: what the head holds out; whoever held out as much held out the same rows.
+    """
+    links, found = [trained_on], None
+    while links:
+        link = links.pop()
+        if not isinstance(link, Mapping):
+            continue
+        links += [link.get("init"), link.get("encoder")]
+        if all(name in link and link[name] == dataset_record.get(name) for name in ("name", "split")):
+            held = link.get("held_out", 0)
+            found = found is not False and isinstance(held, (int, float)) and held >= share
+    return found
 
 
 @torch.no_grad()
@@ -382,7 +403,7 @@ def store_open_set(
         The record for training.json: `open_set`, as in the configuration; nothing where features do not differ.
     """
     finite = bool(features.isfinite().all() and held_out.isfinite().all())
-    found = calibration.fit_discriminants(features.double().cpu().numpy(), labels) if finite else None
+    found = calibration.fit_discriminants(features.cpu().numpy(), labels) if finite else None
     if found is None:
         return {}
     model.open_set = OpenSet(features.shape[1], len(found[1])).to(features.device)
@@ -422,8 +443,9 @@ def _parts(rows: datasets.Dataset, column: str, share: float) -> tuple[datasets.
         stays = np.array([value in lost for value in held[column][:]])
         kept = datasets.concatenate_datasets([kept, held.select(np.flatnonzero(stays))])
         held = held.select(np.flatnonzero(~stays))
-    if len(values_of(held, column)) < 2:
-        return rows, held.select(()), f"a share of {share:g} of {len(rows)} rows does not hold two classes"
+    if len(held) < LEAST_HELD_OUT or len(values_of(held, column)) < 2:
+        found = f"a share of {share:g} of {len(rows)} rows is {len(held)} of {len(values_of(held, column))} classes"
+        return rows, held.select(()), f"{found}: fewer than {LEAST_HELD_OUT} rows of two classes say nothing"
     return kept, held, None
 
 
@@ -438,3 +460,6 @@ def _check_classes(names: Sequence[str], column: str, track: Track) -> None:
             f"expected rows of two classes or more in the column {column} to tell apart, got only "
             f"{', '.join(names)}: add data, or choose another track or column"
         )
+    odd = [name for name in names if not name or not name.isprintable()]
+    if odd:
+        raise UsageError(f"expected class names of printable characters, got {odd[0]!r} in {column}: rename the class")

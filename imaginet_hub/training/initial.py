@@ -22,9 +22,24 @@ from imaginet_hub.selfcon import (
     SelfConResNetPreTrainedModel,
     without_bars,
 )
-from imaginet_hub.training.arguments import ARCHITECTURE, SelfConModelArguments
+from imaginet_hub.training.arguments import (
+    ARCHITECTURE,
+    OBJECTIVES,
+    PICKLES,
+    SelfConModelArguments,
+    SelfConTrainingArguments,
+    is_new,
+)
 
-__all__ = ["build_classifier", "build_model", "config_errors", "init_in_full", "is_new", "load_config"]
+__all__ = [
+    "build_classifier",
+    "build_model",
+    "check_objective",
+    "config_errors",
+    "init_in_full",
+    "is_new",
+    "load_config",
+]
 
 #: The paper's ImageNet weights, as timm calls them.
 PAPER_TAG = "tv2_in1k"
@@ -52,10 +67,17 @@ def build_model(arguments: SelfConModelArguments) -> SelfConResNetForPreTraining
     return model
 
 
-def is_new(arguments: SelfConModelArguments) -> bool:
-    """Whether the network is a new one, not that of a model of this family."""
-    kind = arguments.init.partition(":")[0]
-    return kind in ("random", "timm") or arguments.init.endswith((".safetensors", *_PICKLES))
+def check_objective(model: SelfConResNetForPreTraining, args: SelfConTrainingArguments) -> None:
+    """Refuses self-contrast of a model whose images have a single view each.
+
+    Raises:
+        UsageError: the objective compares exits with the backbone, and there are none, nor several crops.
+    """
+    if OBJECTIVES[args.objective].exits and not model.config.exit_stages and args.crops_per_image == 1:
+        raise UsageError(
+            f"expected a model with exits for --objective {args.objective}, which compares their projections with the "
+            "backbone's, got one without: start from one with --exit_stages 2, or pass --objective supcon"
+        )
 
 
 def init_in_full(arguments: SelfConModelArguments) -> str:
@@ -93,13 +115,19 @@ _STUMBLES = (
     *(SafetensorError, TypeError, AttributeError, LookupError, ImportError, RuntimeError),
     *(HTTPError, XetDownloadError),
 )
-_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+#: What a configuration says of a classifier.
+_OF_CLASSIFIERS = (
+    *("track", "label_column", "calibration", "open_set", "id2label", "label2id"),
+    *("head_type", "head_hidden_size", "head_dropout"),
+)
 
 
 def _from_family(source: str, asked: Mapping[str, Any]) -> SelfConResNetForPreTraining:
     config = load_config(source)
+    kinds = getattr(config, "architectures", None) or ()
+    classifier = config.track is not None or SelfConResNetForImageClassification.__name__ in kinds
     for name, value in asked.items():
-        if config.track is not None and name == "projection_dim":
+        if classifier and name == "projection_dim":
             continue  # a classifier has none
         if getattr(config, name) != (tuple(value) if isinstance(value, list) else value):
             raise UsageError(
@@ -107,11 +135,13 @@ def _from_family(source: str, asked: Mapping[str, Any]) -> SelfConResNetForPreTr
                 f"got {value}"
             )
     # A classifier has no projection heads, so that new ones are what is wanted; elsewhere they would be lost ones.
-    wanted = config.track is not None or "projection_dim" in asked
+    wanted = classifier or "projection_dim" in asked
     new = {"projection_dim": asked.get("projection_dim", config.projection_dim)} if wanted else {}
     with config_errors(), without_bars():
         model = SelfConResNetForPreTraining.from_pretrained(source, **new)
-    model.config.track = None
+    untouched = SelfConResNetConfig()
+    for name in _OF_CLASSIFIERS:
+        setattr(model.config, name, getattr(untouched, name))
     return model
 
 
@@ -170,7 +200,7 @@ def _timm_weights(backbone: str, tag: str) -> Mapping[str, Tensor]:
 def _file_weights(file: Path) -> Mapping[str, Tensor]:
     from safetensors.torch import load_file
 
-    if file.suffix in _PICKLES:
+    if file.suffix in PICKLES:
         raise ModelError(
             f"expected a .safetensors file, got {file.name}: pickles are not read here. One of upstream's checkpoints "
             "becomes a model folder by `imaginet convert`; other weights that you trust, a .safetensors file by "

@@ -8,7 +8,8 @@ import platform
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from imaginet_hub.data.units import one_line
-from imaginet_hub.errors import DataNotFoundError, ModelError, UsageError
+from imaginet_hub.errors import DataNotFoundError, ImagiNetError, ModelError, UsageError
 from imaginet_hub.selfcon import SelfConResNetPreTrainedModel, save_publishable
 from imaginet_hub.training.arguments import ARCHITECTURE, RowTrainingArguments
 
@@ -28,18 +29,42 @@ __all__ = [
     "ARGUMENTS_NAME",
     "checkpoint_of",
     "claim",
+    "clear",
     "out_folder",
     "public_arguments",
     "resumes",
+    "run_record",
     "save_final",
     "versions",
     "write_json",
+    "writing",
 ]
 
 # Of a run's arguments, what names places on somebody's disk or accounts.
 _PRIVATE = {"output_dir", "run_name", "resume_from_checkpoint", "project", "deepspeed", "fsdp_config"}
-#: The run's arguments in a checkpoint.
+#: What of a run decides how it goes on, in a checkpoint.
 ARGUMENTS_NAME = "training_args.json"
+_LAST = ("last", "true")
+# Of a model's configuration, what a run goes on with.
+_CONFIGURED = (
+    *ARCHITECTURE,
+    *("track", "label_column", "id2label", "head_type", "head_hidden_size", "head_dropout"),
+)
+# Of its arguments, likewise: rows and their order, augmentation, what is learned, what an optimiser has stored. Not
+# how long it is, where it runs, or what is logged and saved, which may change.
+_RECIPE = (
+    *("world_size", "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("dataloader_drop_last", "balance", "held_out", "cache_epochs"),
+    *("crop_size", "perturb", "rotate", "flip", "crops_per_image"),
+    *("objective", "temperature", "mini_batch_size", "freeze_batchnorm", "adapt_batchnorm", "unfreeze_encoder"),
+    *("label_smoothing_factor", "bf16", "fp16"),
+    *("head_optimizer", "optim", "optim_args", "learning_rate", "weight_decay", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+)
+# What no flag of that name says.
+_IN_WORDS = {"world_size": "a number of processes of", "id2label": "the classes", "label_column": "the label column"}
+#: What a finished run says of itself.
+RECORD_NAME = "training.json"
 #: The folder inside OUT that a finished model is written in before its files get their names.
 _STAGING = ".model.incomplete"
 
@@ -52,8 +77,11 @@ def out_folder(args: TrainingArguments) -> Path:
 def claim(args: RowTrainingArguments) -> None:
     """Makes OUT, and sees before hours of work that it can be written and holds nothing that would be lost.
 
+    Nothing is removed yet: what comes next may refuse, or start from a checkpoint in it.
+
     Raises:
-        UsageError: it cannot, or it holds a model or checkpoints and neither to go on nor to overwrite was asked for.
+        UsageError: it cannot, or it holds a model or checkpoints and neither to go on with them nor to overwrite was
+            asked for, or something else has a checkpoint's name.
     """
     if args.process_index:
         return
@@ -66,28 +94,55 @@ def claim(args: RowTrainingArguments) -> None:
         raise UsageError(
             f"expected OUT to be a folder that can be made and written, got {folder}: {error.strerror or error}"
         ) from error
+    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if set(there) - {"runs"} and not _named(folder) and not {CONFIG_NAME, RECORD_NAME} & set(there):
+        raise UsageError(
+            f"expected OUT to be empty or to hold a model, got {folder} with {there[0]} in it, which a model's files "
+            "could replace: pass another OUT"
+        )
     checkpoints = _checkpoints(folder)
+    others = [path for path in _named(folder) if path not in checkpoints]
+    if others and args.save_strategy != "no":
+        raise UsageError(
+            f"expected {others[0]} to be a folder, since checkpoints get such names, got a file or a link: move it "
+            "away, or pass another OUT"
+        )
     held = [SAFE_WEIGHTS_NAME] * (folder / SAFE_WEIGHTS_NAME).exists() + [path.name for path in checkpoints]
-    if resumes(args) or not held:
-        return
-    if not args.overwrite:
+    if held and not args.overwrite and not _goes_on_in(folder, args):
         go_on = "--resume_from_checkpoint last to go on with what is there, " if checkpoints else ""
         raise UsageError(
             f"expected OUT to hold no model yet, got {held[0]} in {folder}: pass {go_on}--overwrite to replace it, or "
             "another OUT"
         )
-    for path in checkpoints:
-        shutil.rmtree(path)
+
+
+def clear(args: RowTrainingArguments) -> None:
+    """Removes the checkpoints of an earlier run in OUT that is to be replaced, not gone on with."""
+    folder = out_folder(args)
+    if args.overwrite and not args.process_index and not _goes_on_in(folder, args):
+        for path in _checkpoints(folder):
+            shutil.rmtree(path)
 
 
 def resumes(args: TrainingArguments) -> bool:
     return bool(args.resume_from_checkpoint) and str(args.resume_from_checkpoint).lower() != "false"
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """The newest first."""
+def _goes_on_in(folder: Path, args: TrainingArguments) -> bool:
+    """Whether the run goes on from a checkpoint that is in the folder itself."""
+    asked = str(args.resume_from_checkpoint)
+    here = asked.lower() in _LAST or Path(asked).expanduser().resolve().parent == folder.resolve()
+    return resumes(args) and here
+
+
+def _named(folder: Path) -> list[Path]:
+    """What is named as checkpoints are, the newest first."""
     found = (path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdecimal())
     return sorted(found, key=lambda path: -int(path.name.rpartition("-")[2]))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in _named(folder) if path.is_dir() and not path.is_symlink()]
 
 
 def checkpoint_of(args: TrainingArguments, config: Any) -> str | None:
@@ -96,12 +151,12 @@ def checkpoint_of(args: TrainingArguments, config: Any) -> str | None:
     Raises:
         DataNotFoundError: there is none.
         ModelError: it is not whole.
-        UsageError: it is that of another network, of other images, or of a run in another order.
+        UsageError: it is that of another network, of other images, or of a run with another recipe.
     """
     if not resumes(args):
         return None
     asked = str(args.resume_from_checkpoint)
-    if asked.lower() in ("last", "true"):
+    if asked.lower() in _LAST:
         folder = out_folder(args)
         damages = {path: _damage(path) for path in _checkpoints(folder)}
         path = next((path for path, damage in damages.items() if damage is None), None)
@@ -120,42 +175,28 @@ def checkpoint_of(args: TrainingArguments, config: Any) -> str | None:
             raise ModelError(
                 f"{asked}: expected a whole checkpoint, got one with {damage}; resume from an earlier one"
             )
-    here = json.loads(json.dumps({**config.to_dict(), "trained_on": config.trained_on}, default=str))
-    there = _json_of(path / CONFIG_NAME)  # a head on stored features has none
-    wrong = _differing(ARCHITECTURE, here, there) + _differing(
-        _ORDER, public_arguments(args), _json_of(path / ARGUMENTS_NAME)
-    )
-    if wrong:
-        name, now, then = wrong[0]
-        raise UsageError(
-            f"expected --{name} {then}, which the checkpoint {path.name} has, got {now}; resume with the flags that "
-            "the run was started with"
-        )
+    here, there = run_record(args, config), _json_of(path / ARGUMENTS_NAME)
     # The name may be that of a folder that has moved since.
-    now, then = ({**(side.get("trained_on") or {}), "name": None} for side in (here, there))
-    if there and now != then:
+    now, then = ({**(side.pop("trained_on", None) or {}), "name": None} for side in (here, there))
+    for name in (*_CONFIGURED, *_RECIPE):
+        if name in there and here.get(name) != there[name]:
+            what = _IN_WORDS.get(name, f"--{name}")
+            raise UsageError(
+                f"expected {what} {there[name]}, which the checkpoint {path.name} has, got {here.get(name)}; resume "
+                "with the flags that the run was started with"
+            )
+    if now != then:
         raise UsageError(
             f"expected the images that the checkpoint {path.name} was trained on, {_brief(then)}, got {_brief(now)}"
         )
     return str(path)
 
 
-# What decides the order of rows, and what an optimiser has stored.
-_ORDER = (
-    "seed",
-    "data_seed",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "balance",
-    "held_out",
-    "objective",
-    "optim",
-    "head_optimizer",
-)
-
-
-def _differing(names: Sequence[str], here: Mapping[str, Any], there: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    return [(name, here.get(name), there[name]) for name in names if name in there and there[name] != here.get(name)]
+def run_record(args: TrainingArguments, config: Any = None) -> dict[str, Any]:
+    """What a checkpoint says of its run, as JSON: arguments, number of processes, and its model's configuration."""
+    configured = {name: getattr(config, name) for name in (*_CONFIGURED, "trained_on") if hasattr(config, name)}
+    record = {**public_arguments(args), "world_size": args.world_size, **configured}
+    return json.loads(json.dumps(record, default=str))
 
 
 def _brief(record: Mapping[str, Any]) -> str:
@@ -170,7 +211,7 @@ def _damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint; its state is the last file that is written."""
     try:
         for name in (TRAINER_STATE_NAME, ARGUMENTS_NAME, CONFIG_NAME):
-            there = name == TRAINER_STATE_NAME or (checkpoint / name).exists()
+            there = name != CONFIG_NAME or (checkpoint / name).exists()  # a head on stored features has none
             if there and not isinstance(json.loads((checkpoint / name).read_text(encoding="utf-8")), dict):
                 return f"no mapping in {name}"
         with safe_open(checkpoint / SAFE_WEIGHTS_NAME, framework="pt"):
@@ -186,12 +227,31 @@ def save_final(model: SelfConResNetPreTrainedModel, processor: Any, folder: Path
     """Every file under another name first; the weights, by which a folder is known to be done, come last."""
     staging = folder / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
-    save_publishable(model, processor, staging)
-    write_json(staging / "training.json", record)
-    (folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)  # an earlier model's, which what comes next does not describe
+    with writing(folder):
+        try:
+            save_publishable(model, processor, staging)
+            write_json(staging / RECORD_NAME, record)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+    (folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)  # an earlier model's, which what comes does not describe
     for file in sorted(staging.iterdir(), key=lambda file: file.suffix == ".safetensors"):
         file.replace(folder / file.name)
     staging.rmdir()
+    (folder / "README.md").unlink(missing_ok=True)  # likewise an earlier model's
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """A disk that is full, or another that cannot be written, as one of our errors."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own writers
+        said = one_line(" ".join(str(error).split())[:200])
+        raise ImagiNetError(
+            f"{folder}: expected to write there, got: {said}. Make room; where --save_strategy left checkpoints, go on "
+            "with --resume_from_checkpoint last"
+        ) from error
 
 
 def public_arguments(args: TrainingArguments) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from imaginet_hub.data.loading import held_out, values_of
+from imaginet_hub.data.loading import classes_of, held_out, values_of
 from imaginet_hub.data.units import one_line
 from imaginet_hub.errors import UsageError
 from imaginet_hub.labels import Origin, Track, id2label
@@ -45,18 +46,21 @@ from imaginet_hub.training.augment import (
     check_rows,
 )
 from imaginet_hub.training.grad_cache import all_gather, cached_backward
-from imaginet_hub.training.initial import build_classifier, build_model, init_in_full, is_new
+from imaginet_hub.training.initial import build_classifier, build_model, check_objective, init_in_full, is_new
 from imaginet_hub.training.losses import CrossEntropyLoss, ImagiNetLoss, SelfConLoss, SupConLoss
 from imaginet_hub.training.output import (
     ARGUMENTS_NAME,
     checkpoint_of,
     claim,
+    clear,
     out_folder,
     public_arguments,
     resumes,
+    run_record,
     save_final,
     versions,
     write_json,
+    writing,
 )
 
 __all__ = [
@@ -93,6 +97,13 @@ class _Epochs(TrainerCallback):
 
     def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class _Clears(TrainerCallback):
+    """Replaces what OUT holds once all has been read and made that could still refuse."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        clear(args)
 
 
 class _Losses(TrainerCallback):
@@ -146,6 +157,8 @@ class RowTrainer(Trainer):
     """
 
     args: RowTrainingArguments
+    #: What of a batch the loss takes beside the model's inputs.
+    batch_labels: tuple[str, ...] = ("labels",)
 
     def __init__(
         self,
@@ -159,11 +172,14 @@ class RowTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         **kwargs: Any,
     ) -> None:
+        _check_batch(len(train_dataset), args)
         if not args.dataloader_drop_last and args.world_size == 1:
-            _check_last(len(train_dataset), args)
+            _check_last(len(train_dataset), args, model)
         if sampler is None:
             sampler = self.sampler_of(train_dataset, args)
         self.row_sampler = sampler
+        #: Of the model that checkpoints belong to.
+        self.configuration = getattr(model, "config", None)
         if args.channels_last:
             model = model.to(memory_format=torch.channels_last)
         super().__init__(
@@ -176,6 +192,7 @@ class RowTrainer(Trainer):
             callbacks=[_Epochs(sampler), _Losses(), *callbacks],
             **kwargs,
         )
+        self.label_names = list(self.batch_labels)  # without them no loss of eval_dataset
         self.model_accepts_loss_kwargs = False
         vars(getattr(self.model, "config", self)).pop("use_cache", None)  # no matter of an image model's
         if self.pop_callback(ProgressCallback) is not None:
@@ -231,12 +248,16 @@ class RowTrainer(Trainer):
         else:  # transformers goes on from a checkpoint of the last step by one more
             self.control.should_training_stop = True
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with writing(out_folder(self.args)):
+            super()._save_checkpoint(*args, **kwargs)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or out_folder(self.args))
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            write_json(folder / ARGUMENTS_NAME, public_arguments(self.args))
+            write_json(folder / ARGUMENTS_NAME, run_record(self.args, self.configuration))
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not from here: a repository is made of a finished folder.
@@ -247,6 +268,21 @@ class RowTrainer(Trainer):
         raise UsageError(
             f"expected a finished model folder to publish, got a trainer: write one with train(), then {UPLOAD}"
         )
+
+
+class _Numbered(Dataset[dict[str, Any]]):
+    """Augmented rows with numbers for their families."""
+
+    def __init__(self, rows: AugmentedRows, numbers: Mapping[Any, int]) -> None:
+        self.rows = rows
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: RowKey | int) -> dict[str, Any]:
+        item = self.rows[key]
+        return {**item, "families": self.numbers[item["families"]]}
 
 
 class SelfConTrainer(RowTrainer):
@@ -266,8 +302,9 @@ class SelfConTrainer(RowTrainer):
         model: a `SelfConResNetForPreTraining`; a `SelfConResNetForImageClassification` for the objective
             "cross_entropy".
         args: how.
-        train_dataset: a `datasets.Dataset` with the columns image, label (real, synthetic) and generator_family, which
-            come as `pixel_values`, `labels` and `families`.
+        train_dataset: a `datasets.Dataset` with the columns image, label (real, synthetic) and, for an objective that
+            tells families apart or balanced batches, generator_family (classes, text or whole numbers), which come as
+            `pixel_values`, `labels` and `families`.
         **kwargs: see `RowTrainer`.
 
     Raises:
@@ -276,9 +313,12 @@ class SelfConTrainer(RowTrainer):
     """
 
     args: SelfConTrainingArguments
+    batch_labels: tuple[str, ...] = ("labels", "families")
 
     def __init__(self, model: nn.Module, args: SelfConTrainingArguments, *more: Any, **kwargs: Any) -> None:
         _check_parts(args)
+        if not OBJECTIVES[args.objective].families:
+            self.batch_labels = ("labels",)
         super().__init__(model, args, *more, **kwargs)
 
     @property
@@ -297,17 +337,22 @@ class SelfConTrainer(RowTrainer):
 
     def sampler_of(self, rows: Any, args: SelfConTrainingArguments) -> RowSampler:
         """Any order, or one that is balanced within the columns label and generator_family."""
+        if args.balance and isinstance(rows, datasets.Dataset):
+            _check_origins(rows, args)
         return row_sampler(rows, args, (_LABELS, _FAMILIES))
 
-    def rows_of(self, rows: datasets.Dataset, args: SelfConTrainingArguments) -> AugmentedRows:
-        """Crops of the rows, with their origin and generator family."""
-        columns = {"labels": _LABELS, "families": _FAMILIES}
-        check_rows(rows, ["image", *columns.values()])
-        _check_origins(rows)
+    def rows_of(self, rows: datasets.Dataset, args: SelfConTrainingArguments) -> Any:
+        """Crops of the rows, with their origin and, for an objective that tells them apart, generator family."""
+        families = OBJECTIVES[args.objective].families
+        columns = {"labels": _LABELS, **({"families": _FAMILIES} if families else {})}
+        _check_origins(rows, args)
         augmentation = TrainAugmentation(
             args.crop_size, data_seed(args), perturb=args.perturb, rotate=args.rotate, flip=args.flip
         )
-        return AugmentedRows(rows, augmentation, columns, crops_per_image=args.crops_per_image)
+        augmented = AugmentedRows(rows, augmentation, columns, crops_per_image=args.crops_per_image)
+        if not families or isinstance(rows.features[_FAMILIES], datasets.ClassLabel):
+            return augmented
+        return _Numbered(augmented, {name: number for number, name in enumerate(sorted(values_of(rows, _FAMILIES)))})
 
     def views(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
         """What the loss is made of: (images, crops x exits and backbone, projection_dim), or logits in its place."""
@@ -375,7 +420,8 @@ def _check_parts(args: SelfConTrainingArguments) -> None:
     batch, most = args.train_batch_size, args.mini_batch_size
     if most and most < batch and 1 in (most, batch % most) and not args.freeze_batchnorm:
         raise UsageError(
-            "expected mini-batches of 2 images or more, since BatchNorm normalises each by itself, got "
+            "expected mini-batches of 2 images or more, since BatchNorm normalises each by itself and so takes from a "
+            "lone image what tells it from others, got "
             f"--mini_batch_size {most} for a batch of {batch}: one has 1 image; choose another size, or pass "
             "--freeze_batchnorm"
         )
@@ -407,7 +453,8 @@ def train(
     """Stage 1: trains an encoder with its projection heads and writes a model folder.
 
     Args:
-        rows_train: real and synthetic rows with the columns image, label (0 real, 1 synthetic) and generator_family.
+        rows_train: real and synthetic rows with the columns image, label (0 real, 1 synthetic) and, where the
+            objective or balanced batches need it, generator_family.
         model_args: the network and what it starts from.
         training_args: how to train, and `output_dir`. `resume_from_checkpoint` may be a checkpoint folder or "last".
         dataset_record: what the images are, as JSON; kept in the configuration, beside the record of the model that
@@ -420,11 +467,10 @@ def train(
         for them, are in folders checkpoint-* inside.
 
     Raises:
-        UsageError: rows or arguments that cannot be trained with.
+        UsageError: rows or arguments that cannot be trained with; self-contrast of a model without exits.
         DataNotFoundError, ModelError: see `build_model`.
     """
-    check_rows(rows_train, ["image", _LABELS, _FAMILIES])
-    _check_origins(rows_train)
+    _check_origins(rows_train, training_args)
     rows, held = held_out(rows_train, training_args.held_out)
     _check_batch(len(rows), training_args)
     claim(training_args)
@@ -436,9 +482,12 @@ def train(
     model: Any = build_model(
         dataclasses.replace(model_args, init="random") if resumes(training_args) and is_new(model_args) else model_args
     )
+    check_objective(model, training_args)
     earlier = model.config.trained_on
     if objective.classifier:
-        model = build_classifier(model, id2label=id2label(map(str, Origin)), track=str(Track.DETECTION))
+        model = build_classifier(
+            model, id2label=id2label(map(str, Origin)), track=str(Track.DETECTION), label_column=_LABELS
+        )
     if not objective.exits:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("exit" not in name)
@@ -465,7 +514,7 @@ def run(
     trainer: RowTrainer,
     model: SelfConResNetPreTrainedModel,
     record: dict[str, Any],
-    finish: Callable[[], Mapping[str, Any]] = dict,
+    finish: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Trains, then writes the model folder with `record` and the run's particulars in training.json.
 
@@ -473,34 +522,46 @@ def run(
         trainer: ready to train.
         model: what to save; the trainer's model or one that contains it.
         record: what training.json says besides arguments, history, versions and seconds.
-        finish: called with the trained model in evaluation mode, before it is saved; gives more of the record.
+        finish: called with the trained model in evaluation mode; gives more of the record and may change the model,
+            which is saved before, as one that is not calibrated, and after.
     """
     args = trainer.args
     started = time.perf_counter()
+    trainer.configuration = model.config
+    trainer.add_callback(_Clears)
     result = trainer.train(resume_from_checkpoint=checkpoint_of(args, model.config))
     folder = out_folder(args)
     if trainer.is_world_process_zero():
         model.eval()
-        record = {**record, **finish()}
-        on_cpu: Any = model
-        on_cpu.to("cpu", memory_format=torch.contiguous_format)
         history = [
             {name: entry[name] for name in _HISTORY if name in entry}
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
-        record |= {
+        record = {
+            **record,
             "steps": result.global_step,
             "epochs": trainer.state.epoch,
             "final_loss": history[-1]["loss"] if history else result.training_loss,
-            "seconds": round(time.perf_counter() - started, 1),
             "processes": args.world_size,
             "seed": args.seed,
             "arguments": public_arguments(args),
             "versions": versions(),
             "history": history,
         }
-        save_final(model, trainer.processing_class, folder, record)
+
+        def save(more: Mapping[str, Any]) -> None:
+            on_cpu: Any = model
+            on_cpu.to("cpu", memory_format=torch.contiguous_format)
+            seconds = round(time.perf_counter() - started, 1)
+            save_final(model, trainer.processing_class, folder, {**record, **more, "seconds": seconds})
+
+        if finish is None:
+            save({})
+        else:
+            model.config.calibration = {"method": "none", "why": "training ended while it was being calibrated"}
+            save({"calibration": model.config.calibration})
+            save(finish())
     return folder
 
 
@@ -518,7 +579,10 @@ def data_seed(args: TrainingArguments) -> int:
     return args.seed if args.data_seed is None else args.data_seed
 
 
-def _check_origins(rows: datasets.Dataset) -> None:
+def _check_origins(rows: datasets.Dataset, args: SelfConTrainingArguments) -> None:
+    """Refuses rows without what the arguments need: real and synthetic ones, or whose family is not known."""
+    families = args.balance or OBJECTIVES[args.objective].families
+    check_rows(rows, ["image", _LABELS, *([_FAMILIES] if families else [])])
     feature = rows.features[_LABELS]
     names = list(getattr(feature, "names", []))
     if names != list(map(str, Origin)):
@@ -526,28 +590,62 @@ def _check_origins(rows: datasets.Dataset) -> None:
             f"expected the column {_LABELS} to be a ClassLabel with the names {', '.join(Origin)}, got "
             f"{', '.join(names) or feature}: build the data set with `imaginet build`"
         )
-    present = set(values_of(rows, _LABELS))
-    if present != {0, 1}:
+    present = classes_of(rows, _LABELS)
+    if len(present) < 2:
         raise UsageError(
-            f"expected real and synthetic rows, got only the label {', '.join(names[i] for i in present)}: "
+            f"expected real and synthetic rows, got only the label {', '.join(present.values())}: "
             "load the detection track"
+        )
+    if families:
+        _check_families(rows)
+
+
+def _check_families(rows: datasets.Dataset) -> None:
+    feature = rows.features[_FAMILIES]
+    classes = isinstance(feature, datasets.ClassLabel)
+    if not classes and not re.match("(large_)?string|bool|u?int", str(getattr(feature, "dtype", ""))):
+        raise UsageError(f"expected a column of class names, got {_FAMILIES} with {feature}: make it text first")
+    missing = [
+        value
+        for value in values_of(rows, _FAMILIES)
+        if value is None or (classes and not 0 <= value < feature.num_classes)
+    ]
+    if missing:
+        raise UsageError(
+            f"expected a family in the column {_FAMILIES} of every row, for real ones too, e.g. real; got rows with "
+            f"{missing[0]}"
         )
 
 
 def _check_batch(rows: int, args: RowTrainingArguments) -> None:
-    batch = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and rows < batch:
-        raise UsageError(
-            f"expected at least one full batch of {batch} rows, got {rows}: lower --per_device_train_batch_size"
-        )
+    batch = args.train_batch_size * args.world_size if args.dataloader_drop_last else 1
+    if rows < batch:
+        size = "lower --per_device_train_batch_size"
+        lower = f"lower --held_out {args.held_out:g}, which leaves rows out, or {size}" if args.held_out else size
+        raise UsageError(f"expected at least one full batch of {batch} rows, got {rows}: {lower}")
 
 
-def _check_last(rows: int, args: RowTrainingArguments) -> None:
-    if rows % args.train_batch_size == 1:
+def _check_last(rows: int, args: RowTrainingArguments, model: nn.Module) -> None:
+    if rows % args.train_batch_size == 1 and not _normalises_one(model, args):
         raise UsageError(
             f"expected no batch of a single image, which BatchNorm cannot normalise, got {rows} rows in batches of "
             f"{args.train_batch_size}: pass --dataloader_drop_last, or another --per_device_train_batch_size"
         )
+
+
+def _normalises_one(model: nn.Module, args: Any) -> bool:
+    """Whether BatchNorm gets more than one value a channel of a lone image, or normalises by stored statistics."""
+    if getattr(args, "freeze_batchnorm", False) or getattr(args, "crops_per_image", 1) > 1:
+        return True
+    if any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules()):
+        return False
+    encoder: Any = getattr(model, "encoder", None)
+    follows = getattr(args, "adapt_batchnorm", True) or getattr(args, "unfreeze_encoder", False)
+    if encoder is None or not follows:
+        return True
+    # How many pixels become one position of the last feature map.
+    reduction = encoder.backbone.feature_info[-1]["reduction"] // (1 if encoder.config.stem_stride == 2 else 4)
+    return args.crop_size > reduction
 
 
 def _public_source(init: str) -> str:

@@ -166,3 +166,18 @@ def test_decoded_images_files_and_nothing_are_taken_as_by_from_row(tmp_path):
         upper_rows({"bytes": None, "path": None}, lambda width, height: 5)
     with pytest.raises(ImageError, match="expected an image file, found none"):
         upper_rows({"bytes": None, "path": str(tmp_path / "other")}, lambda width, height: 5)
+
+
+def test_an_end_that_the_header_of_the_scan_fakes_hides_no_cut():
+    """libjpeg ignores the spectral selection of a baseline scan, which may so hold the bytes of an end of image."""
+    stream = io.BytesIO()
+    Image.effect_noise((64, 512), 60).convert("RGB").save(stream, "JPEG", quality=90)
+    data = bytearray(stream.getvalue())
+    scan = data.index(b"\xff\xda")
+    assert data[scan + 11 : scan + 14] == b"\x00\x3f\x00"
+    data[scan + 11 : scan + 13] = b"\xff\xd9"
+    cut = bytes(data[: len(data) // 2])
+    with pytest.raises(ImageError):
+        from_row({"bytes": cut, "path": None})
+    with pytest.raises(ImageError):
+        upper_rows({"bytes": cut, "path": None}, lambda width, height: 40)

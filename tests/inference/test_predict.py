@@ -502,6 +502,11 @@ class TestOtherColumns:
         answer = json.loads(capsys.readouterr().out)
         assert set(answer) == {"path", "label", "probability"} and answer["label"] in ("faces", "paintings", "photos")
 
+    def test_a_track_and_a_column_that_disagree_are_refused(self, models: dict[str, Path], tmp_path: Path) -> None:
+        folder = _with(models["detection"], tmp_path / "other", label_column="generator")
+        with pytest.raises(ModelError, match="expected label_column label for detection, got 'generator'"):
+            Detector.from_pretrained(folder)
+
     def test_it_names_no_generators(
         self, model: Path, models: dict[str, Path], pictures: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

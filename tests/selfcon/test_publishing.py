@@ -15,6 +15,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForPreTraining,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -25,6 +26,8 @@ import imaginet_hub
 from imaginet_hub import selfcon
 from imaginet_hub.selfcon import SelfConImageProcessor, SelfConResNetForImageClassification, register, save_publishable
 from tests.golden import image
+
+from .conftest import tiny
 
 ROOT = Path(imaginet_hub.__path__[0]).parent
 CODE = {"configuration_selfcon.py", "modeling_selfcon.py", "image_processing_selfcon.py"}
@@ -342,6 +345,47 @@ def test_a_new_head_takes_over_no_history(classifier_folder: Path, pretraining_f
     for folder, more in ((pretraining_folder, {}), (classifier_folder, {"ignore_mismatched_sizes": True})):
         fresh = SelfConResNetForImageClassification.from_pretrained(folder, num_labels=3, **more)
         assert fresh.config.trained_on == {"encoder": {"fingerprint": "abc"}}
+
+
+FITTED = {
+    "calibration": {"method": "temperature", "temperature": 2.0},
+    "open_set": {"threshold": 3.0},
+    "label_column": "generator_family",
+    "track": "identification",
+}
+
+
+@pytest.fixture
+def identifier_folder(tmp_path: Path) -> Path:
+    model = SelfConResNetForImageClassification(tiny(**FITTED, id2label={0: "GAN", 1: "SD"}))
+    model.save_pretrained(tmp_path / "identifier")
+    return tmp_path / "identifier"
+
+
+def test_what_was_fitted_to_a_head_goes_with_it(identifier_folder: Path, tmp_path: Path) -> None:
+    kept = AutoModelForImageClassification.from_pretrained(identifier_folder).config
+    assert {name: getattr(kept, name) for name in FITTED} == FITTED
+    for kind, more in ((AutoModel, {}), (AutoModelForPreTraining, {"projection_dim": 4})):
+        kind.from_pretrained(identifier_folder, **more).save_pretrained(tmp_path / "without")
+        config = json.loads((tmp_path / "without" / "config.json").read_text())
+        assert not config.get("calibration") and not config.get("open_set")
+
+
+def test_new_classes_have_their_own_meaning(identifier_folder: Path, pretraining_folder: Path) -> None:
+    def meaning(folder: Path, **asked: Any) -> tuple[Any, Any]:
+        more = {"ignore_mismatched_sizes": True, **asked}
+        direct, auto = (
+            kind.from_pretrained(folder, **more).config
+            for kind in (SelfConResNetForImageClassification, AutoModelForImageClassification)
+        )
+        assert (direct.track, direct.label_column) == (auto.track, auto.label_column)
+        return auto.track, auto.label_column
+
+    for folder in (identifier_folder, pretraining_folder):
+        assert meaning(folder, num_labels=3) == (None, None)
+        assert meaning(folder, num_labels=3, track="identification") == ("identification", None)
+        assert meaning(folder, id2label={0: "a", 1: "b", 2: "c"}, label_column="camera") == (None, "camera")
+    assert meaning(identifier_folder, head_hidden_size=9) == ("identification", "generator_family"), "the same classes"
 
 
 def test_half_a_head_is_none(classifier_folder: Path) -> None:

@@ -112,6 +112,43 @@ def test_presets_change_the_defaults_and_flags_win(preset, tmp_path):
     assert {name: getattr(head, name) for name in HEAD_PRESETS[preset]} == HEAD_PRESETS[preset]
 
 
+@pytest.mark.parametrize("said", ["flag", "file"])
+def test_a_preset_leaves_the_network_to_the_model_that_init_names(said, tmp_path):
+    (tmp_path / "flags.yaml").write_text("init: somebody/model")
+    init = ["--init", "somebody/model"] if said == "flag" else ["--config", str(tmp_path / "flags.yaml")]
+    model_args, args = parsed(tmp_path, "--preset", "quick", *init)
+    assert dataclasses.asdict(model_args) == {
+        "backbone": None, "stem_stride": None, "exit_stages": None, "projection_dim": None, "init": "somebody/model"
+    }  # fmt: skip
+    assert args.crop_size == PRESETS["quick"]["crop_size"]
+    assert parsed(tmp_path, "--preset", "quick", *init, "--backbone", "resnet18")[0].backbone == "resnet18"
+    for new in ("timm", "timm:a1_in1k", "weights.safetensors"):
+        assert parsed(tmp_path, "--preset", "quick", "--init", new)[0].backbone == "test_resnet"
+
+
+@pytest.mark.parametrize("flags", [["--optim", "sgd"], ["--optim_args", "momentum=0.5"]])
+def test_an_optimiser_that_would_not_be_used_is_refused(flags, tmp_path):
+    for kind in ([], ["--head_optimizer", "adamw"]):
+        with pytest.raises(UsageError, match=f"expected no {flags[0]} .*: pass --head_optimizer trainer"):
+            parse_head_args([*QUIET, *kind, *flags], tmp_path)
+    args = parse_head_args([*QUIET, "--head_optimizer", "trainer", *flags], tmp_path)
+    assert str(getattr(args, flags[0].removeprefix("--")).lower()).endswith(flags[1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "beta2"),
+    [
+        ([], 0.999),
+        (["--head_optimizer", "adamw"], 0.99),
+        (["--head_optimizer", "trainer"], 0.999),
+        (["--head_optimizer", "adamw", "--adam_beta2", "0.999"], 0.999),
+        (["--adam_beta2", "0.99"], 0.99),
+    ],
+)
+def test_the_second_beta_is_the_optimisers_own_unless_it_is_given(flags, beta2, tmp_path):
+    assert parse_head_args([*QUIET, *flags], tmp_path).adam_beta2 == beta2
+
+
 YAML = """
 # every kind of value
 preset: quick
@@ -364,6 +401,7 @@ def test_every_field_is_a_flag_that_works_or_is_refused(kinds, tmp_path):
             continue
         needs = ["--dataloader_num_workers", "2"] if field.name.startswith("dataloader_p") else []
         needs += ["--no_adapt_batchnorm"] if field.name == "cache_epochs" else []
+        needs += ["--head_optimizer", "trainer"] if len(kinds) == 1 and field.name.startswith("optim") else []
         needs += ["--per_device_train_batch_size", "2"] if field.name != "per_device_train_batch_size" else []
         try:
             result = parse([*QUIET, *needs, f"--{field.name}", value], tmp_path)

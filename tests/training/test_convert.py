@@ -86,7 +86,7 @@ def test_detector_reproduces_the_golden_figures(detector: Path) -> None:
     assert close(logits.softmax(1)[:, 1], (1 / (1 + np.exp(-np.array(FIGURES["detection_logit"])))).tolist())
     assert close(encoded.pooler_output[:, :8], FIGURES["encoder_first8"])
     assert close(encoded.exit_features[0][:, :8], FIGURES["exit_first8"])
-    assert model.config.id2label == {0: "real", 1: "synthetic"}
+    assert model.config.id2label == {0: "real", 1: "synthetic"} and model.config.label_column == "label"
 
 
 def test_folder_says_where_it_comes_from(detector: Path) -> None:

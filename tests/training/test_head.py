@@ -32,7 +32,7 @@ from tests.training.conftest import TINY, patterned, pickles
 
 QUIET = ["--disable_tqdm", "true", "--use_cpu", "true", "--crop_size", "32", "--per_device_train_batch_size", "20"]
 QUIET += ["--logging_steps", "1", "--processor_crop_size", "40", "--bf16", "false"]
-RECORD = {"name": "patterns"}
+RECORD = {"name": "patterns", "split": "train"}
 
 
 def synthetic(rows):
@@ -223,7 +223,7 @@ class TestCalibration:
 
     @pytest.fixture(scope="class")
     def many(self):
-        return patterned(160, seed=3)
+        return patterned(240, seed=3)
 
     @pytest.fixture(scope="class")
     def folders(self, many, tmp_path_factory):
@@ -316,8 +316,7 @@ class TestCalibration:
         assert self.distances(model, strange).min() > model.config.open_set["threshold"]
 
     def test_it_says_whether_the_encoder_was_trained_on_the_same_rows(self, folders, many, tmp_path):
-        record = json.loads((folders / "detection" / "training.json").read_text())
-        assert record["calibration_rows_unseen"] is False
+        assert json.loads((folders / "detection" / "training.json").read_text())["calibration_rows_unseen"] is None
         flags = ["--max_steps", "1", "--held_out", "0.25"]
         encoder = train(many, *parse_train_args([*QUIET, *TINY, *flags], tmp_path / "e"), dataset_record=RECORD)
         for share, unseen in (("0.25", True), ("0.3", False)):
@@ -354,7 +353,9 @@ class TestCalibration:
     def test_without_enough_rows_it_says_so_and_trains_on_all(self, rows, raw, tmp_path):
         out = headed(rows.select(range(12)), raw, tmp_path, "--max_steps", "1", "--held_out", "0.01")
         config = SelfConResNetConfig.from_pretrained(out)
-        assert config.calibration["method"] == "none" and "does not hold two classes" in config.calibration["why"]
+        assert (
+            config.calibration["method"] == "none" and "fewer than 20 rows of two classes" in config.calibration["why"]
+        )
         assert config.open_set is None
 
     def test_weights_that_are_not_finite_are_kept_as_they_are(self, raw):
@@ -375,7 +376,8 @@ class TestCalibration:
         record = head.calibrate(model, features, wrong)
         assert record["calibration"]["method"] == "none" and model.config.calibration == record["calibration"]
 
-    def test_a_broken_image_among_the_held_out_costs_the_calibration_and_no_more(self, many, raw, tmp_path):
+    @pytest.mark.parametrize("number", ["0", "1"])
+    def test_a_broken_image_among_the_held_out_costs_the_calibration_and_no_more(self, many, raw, tmp_path, number):
         plain = many.cast_column("image", datasets.Image(decode=False)).add_column(
             "sha256", [f"{number:064x}" for number in range(len(many))]
         )
@@ -387,9 +389,41 @@ class TestCalibration:
             return row
 
         broken = plain.map(damage).cast_column("image", datasets.Image())
-        out = headed(broken, raw, tmp_path, "--max_steps", "1", "--held_out", "0.25")
-        assert "cannot be read" in SelfConResNetConfig.from_pretrained(out).calibration["why"]
+        workers = ["--dataloader_num_workers", number]
+        out = headed(broken, raw, tmp_path, "--max_steps", "1", "--held_out", "0.25", *workers)
+        assert "cannot be read whole" in SelfConResNetConfig.from_pretrained(out).calibration["why"]
         assert (out / "model.safetensors").is_file()
+
+
+def record(name="a", **more):
+    return {"name": name, "split": "train", "images": 9, **more}
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "share", "expected"),
+    [
+        (record(held_out=0.1), 0.1, True),
+        (record(held_out=0.2), 0.1, True),
+        (record(held_out=0.1), 0.2, False),
+        (record(), 0.1, False),
+        (record(held_out="0.1"), 0.1, False),
+        (record(held_out=0.2, init=record()), 0.2, False),
+        (record("b", init=record(held_out=0.3)), 0.2, True),
+        (record("b", encoder=record("c", init=record())), 0.2, False),
+        (record("b"), 0.1, None),
+        ({"converted_from": "weights.pt"}, 0.1, None),
+        (None, 0.1, None),
+    ],
+)
+def test_whether_an_encoder_has_seen_what_is_held_out(trained_on, share, expected):
+    assert head.unseen(trained_on, record(), share) is expected
+
+
+def test_class_names_that_no_model_may_have_are_refused_before_training(rows, raw, tmp_path):
+    for name in ("Stable\xa0Diffusion", "two\nlines", ""):
+        labelled = rows.add_column("maker", [("Canon", name)[number % 2] for number in range(len(rows))])
+        with pytest.raises(UsageError, match="class names of printable characters"):
+            headed(labelled, raw, tmp_path, column="maker")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import datasets
 import huggingface_hub.constants
 import pytest
 import timm
@@ -18,10 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from imaginet_hub.cli import main
 from imaginet_hub.errors import DataNotFoundError, ModelError, UsageError
-from imaginet_hub.selfcon import SelfConResNetModel
+from imaginet_hub.selfcon import SelfConResNetConfig, SelfConResNetForImageClassification, SelfConResNetModel
 from imaginet_hub.training.arguments import SelfConModelArguments
 from imaginet_hub.training.initial import build_classifier, build_model, init_in_full
-from tests.training.test_trainer import trained
+from imaginet_hub.training.trainer import SelfConTrainer, parse_train_args
+from tests.training.conftest import FAMILIES
+from tests.training.test_trainer import small, trained
 
 SMALL = {"backbone": "test_resnet", "stem_stride": 2}
 PATH = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
@@ -234,6 +237,115 @@ def test_every_kind_of_model_can_be_gone_on_from(run, tmp_path):
     for name, value in {"backbone": "resnet18", "stem_stride": 1, "exit_stages": [1], "projection_dim": 7}.items():
         with pytest.raises(UsageError, match=f"expected --{name}"):
             build_model(SelfConModelArguments(init=str(run), **{name: value}))
+
+
+STATE = {
+    "track": "identification", "label_column": "generator_family", "head_type": "l2norm_mlp", "head_hidden_size": 64,
+    "calibration": {"method": "temperature", "temperature": 2.0}, "open_set": {"threshold": 3.0},
+    "id2label": {0: "GAN", 1: "SD", 2: "DALL-E 3"},
+}  # fmt: skip
+
+
+def test_nothing_of_a_classifier_is_said_of_what_starts_from_it(rows, run, tmp_path):
+    build_classifier(run, **STATE).save_pretrained(tmp_path / "identifier")
+    out = trained(rows, tmp_path / "out", "--max_steps", "1", "--init", str(tmp_path / "identifier"))
+    config, fresh = SelfConResNetConfig.from_pretrained(out), SelfConResNetConfig()
+    expected = {name: getattr(fresh, name) for name in (*STATE, "label2id")}
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert not {"GAN", "temperature", "threshold"} & set((out / "config.json").read_text().split('"'))
+    other = build_classifier(tmp_path / "identifier", id2label={0: "a", 1: "b"}).config
+    assert (other.track, other.label_column, other.calibration, other.open_set) == (None, None, None, None)
+
+
+def test_a_classifier_is_known_without_its_track(run, tmp_path):
+    SelfConResNetForImageClassification.from_pretrained(run, num_labels=3).save_pretrained(tmp_path / "three")
+    assert build_model(SelfConModelArguments(init=str(tmp_path / "three"))).projector
+
+
+def test_the_preset_fits_the_model_to_go_on_from(run, tmp_path):
+    quiet = ["--use_cpu", "--init", str(run), "--preset", "quick"]
+    assert build_model(parse_train_args(quiet, tmp_path)[0]).config.stem_stride == 2
+    with pytest.raises(UsageError, match=r"expected --backbone test_resnet.*got resnet18"):
+        build_model(parse_train_args([*quiet, "--backbone", "resnet18"], tmp_path)[0])
+
+
+def test_self_contrast_needs_exits_or_several_crops(rows, tmp_path):
+    supcon = trained(rows, tmp_path / "supcon", "--max_steps", "1", "--objective", "supcon")
+    (tmp_path / "flags.yaml").write_text("exit_stages: []")
+    for start in (["--init", str(supcon)], ["--config", str(tmp_path / "flags.yaml")]):
+        for objective in ("imaginet", "selfcon"):
+            with pytest.raises(UsageError, match=rf"--objective {objective}.*--exit_stages 2.*--objective supcon"):
+                trained(rows, tmp_path / "refused", "--max_steps", "1", "--objective", objective, *start)
+    more = ["--max_steps", "1", "--objective", "supcon", "--init", str(supcon)]
+    assert (trained(rows, tmp_path / "more", *more) / "model.safetensors").is_file()
+    crops = ["--max_steps", "1", "--crops_per_image", "2", "--init", str(supcon)]
+    assert (trained(rows, tmp_path / "crops", *crops) / "model.safetensors").is_file()
+
+
+def recast(rows, column, values, feature):
+    """The rows with other values in a column."""
+    return rows.remove_columns(column).add_column(column, values, feature=feature)
+
+
+NAMES = {"label": ["real", "synthetic"], "generator_family": FAMILIES}
+
+
+@pytest.mark.parametrize("flags", [[], ["--balance"]])
+@pytest.mark.parametrize(
+    ("column", "kind", "missing"),
+    [
+        ("label", "classes", None),
+        ("label", "classes", -1),
+        ("generator_family", "classes", None),
+        ("generator_family", "classes", -1),
+        ("generator_family", "string", None),
+        ("generator_family", "int64", None),
+    ],
+)
+def test_rows_without_a_class_are_refused(column, kind, missing, flags, rows, tmp_path):
+    feature = datasets.ClassLabel(names=NAMES[column]) if kind == "classes" else datasets.Value(kind)
+    values = [NAMES[column][value] if kind == "string" else value for value in rows[column]]
+    values[3] = missing
+    holed = recast(rows, column, values, feature)
+    said = f"in the column {column} of every row.* got rows with {missing}"
+    with pytest.raises(UsageError, match=said):
+        trained(holed, tmp_path, *flags)
+    model_args, args = parse_train_args(small(*flags), tmp_path)
+    with pytest.raises(UsageError, match=said):
+        SelfConTrainer(build_model(model_args), args, holed)
+
+
+def test_families_that_are_no_classes_are_refused(rows, tmp_path):
+    odd = recast(rows, "generator_family", [0.5] * len(rows), datasets.Value("float64"))
+    with pytest.raises(UsageError, match=r"column of class names, got generator_family with Value\('float64'\)"):
+        trained(odd, tmp_path)
+
+
+@pytest.mark.parametrize("flags", [[], ["--balance"]])
+def test_families_may_be_text_or_numbers(flags, rows, tmp_path):
+    families = rows["generator_family"]
+    text = recast(rows, "generator_family", [FAMILIES[family] for family in families], datasets.Value("string"))
+    plain = recast(rows, "generator_family", [7 * family for family in families], datasets.Value("int64"))
+    weights = [
+        load_file(trained(some, tmp_path / name, "--max_steps", "2", *flags) / "model.safetensors")
+        for name, some in {"classes": rows, "text": text, "plain": plain}.items()
+    ]
+    assert all(torch.equal(value, other[name]) for other in weights[1:] for name, value in weights[0].items())
+
+
+def test_families_are_asked_for_only_where_they_are_used(rows, tmp_path):
+    without = rows.remove_columns("generator_family")
+    for objective in ("selfcon", "supcon", "cross_entropy"):
+        flags = ["--max_steps", "1", "--objective", objective]
+        assert (trained(without, tmp_path / objective, *flags) / "model.safetensors").is_file()
+        with pytest.raises(UsageError, match="generator_family missing"):
+            trained(without, tmp_path / "refused", *flags, "--balance")
+        if objective != "cross_entropy":
+            model_args, args = parse_train_args(small(*flags), tmp_path)
+            trainer = SelfConTrainer(build_model(model_args), args, without, eval_dataset=without)
+            assert trainer.evaluate()["eval_loss"] > 0
+    with pytest.raises(UsageError, match="generator_family missing"):
+        trained(without, tmp_path / "refused", "--max_steps", "1")
 
 
 def test_the_record_names_weights_but_no_place(rows, plain, run, tmp_path):

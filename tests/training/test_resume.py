@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from imaginet_hub.errors import DataNotFoundError, ModelError, UsageError
+from imaginet_hub.selfcon import SelfConResNetForImageClassification
+from imaginet_hub.training.head import parse_head_args, train_head
+from imaginet_hub.training.trainer import parse_train_args, train
 from tests.conftest import PROJECT
 from tests.training.conftest import TINY, pickles
 from tests.training.test_trainer import trained
@@ -244,14 +248,16 @@ def copy(whole, tmp_path):
 
 
 def resumed(rows, out, *flags, dataset_record=None):
-    from imaginet_hub.training.trainer import parse_train_args, train
-
     record = dataset_record or json.loads((out / "config.json").read_text())["trained_on"]
     return train(rows, *parse_train_args([*RUN, *flags], out), dataset_record=record)
 
 
 @pytest.mark.parametrize(
-    "name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "config.json"]
+    "name",
+    [
+        *("trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "config.json"),
+        "training_args.json",
+    ],
 )
 @pytest.mark.parametrize("how", ["cut", "empty", "noise"])
 def test_a_damaged_checkpoint_is_seen(name, how, copy, rows):
@@ -283,6 +289,15 @@ def test_last_passes_over_what_is_damaged_and_says_so_if_nothing_is_left(copy, r
         (["--per_device_train_batch_size", "20"], "expected --per_device_train_batch_size 8"),
         (["--balance"], "expected --balance False"),
         (["--optim", "adamw_torch"], "expected --optim sgd"),
+        *((["--" + name, now], f"expected --{name} {then}, which the checkpoint checkpoint-12 has, got {now}")
+          for name, then, now in [
+              ("crop_size", 32, "40"), ("perturb", 0.5, "0.25"), ("rotate", 0.33, "0.0"), ("flip", 0.33, "0.0"),
+              ("temperature", 0.07, "0.5"), ("crops_per_image", 1, "2"), ("mini_batch_size", 90, "4"),
+              ("learning_rate", 0.01, "0.1"), ("weight_decay", 0.0001, "0.0"), ("warmup_steps", 0.025, "0.5"),
+              ("lr_scheduler_type", "cosine_warmup_with_min_lr", "linear"), ("max_grad_norm", 0.0, "1.0"),
+              ("dataloader_drop_last", True, "False")]),
+        (["--freeze_batchnorm"], "expected --freeze_batchnorm False"),
+        (["--bf16", "true"], "expected --bf16 False"),
         (["--objective", "supcon", "--exit_stages", "2"], "expected --objective imaginet"),
     ],
 )  # fmt: skip
@@ -296,6 +311,88 @@ def test_a_checkpoint_of_other_images_is_refused_but_not_of_a_moved_folder(copy,
     with pytest.raises(UsageError, match="expected the images that the checkpoint checkpoint-12 was trained on"):
         resumed(rows, copy, "--resume_from_checkpoint", "last", dataset_record={**record, "images": 41})
     resumed(rows, copy, "--resume_from_checkpoint", "last", dataset_record={**record, "name": "moved"})
+
+
+def test_what_changes_neither_data_nor_mathematics_may_change(copy, rows):
+    flags = ["--max_steps", "14", "--save_steps", "50", "--logging_steps", "1", "--no_channels_last", "--overwrite"]
+    resumed(rows, copy, *flags, "--dataloader_num_workers", "1", "--resume_from_checkpoint", "last")
+    record = json.loads((copy / "training.json").read_text())
+    assert record["steps"] == 14
+    assert (copy / "checkpoint-4").is_dir(), "gone on with, so not replaced"
+
+
+def test_another_number_of_processes_is_refused(copy, rows):
+    file = copy / "checkpoint-12" / "training_args.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "world_size": 2}))
+    with pytest.raises(UsageError, match=r"expected a number of processes of 2, which the checkpoint .* has, got 1"):
+        resumed(rows, copy, "--resume_from_checkpoint", "last")
+
+
+@pytest.fixture(scope="module")
+def heads(whole, rows, tmp_path_factory):
+    """Runs of a head, by kind: of `flags`, into a folder."""
+    made: dict[str, Path] = {}
+
+    def run(out: Path, *flags: str, column: str = "label", images: int = 40) -> Path:
+        args = parse_head_args([*HEAD, *flags], out)
+        mine = rows if column == "label" else rows.select([row for row in range(40) if row % 4 > 1])
+        return train_head(mine, whole("plain"), args, label_column=column, dataset_record={"images": images})
+
+    def of(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = run(tmp_path_factory.mktemp("head") / "out", *HEADS[kind])
+        return made[kind]
+
+    return run, of
+
+
+HEAD = ["--disable_tqdm", "true", "--use_cpu", "true", "--bf16", "false", "--crop_size", "40",
+        "--processor_crop_size", "40", "--per_device_train_batch_size", "8", "--max_steps", "2",
+        "--save_strategy", "steps", "--save_steps", "1", "--held_out", "0"]  # fmt: skip
+HEADS = {"plain": [], "stored": ["--cache_epochs", "1", "--no_adapt_batchnorm"]}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_of_another_kind_is_refused(kind, heads, tmp_path):
+    run, of = heads
+    out = Path(shutil.copytree(of(kind), tmp_path / "out"))
+    went_on = [*HEADS[kind], "--resume_from_checkpoint", "last"]
+    for flags, message in {
+        ("--head_type", "l2norm_mlp"): "expected --head_type batchnorm_mlp",
+        ("--head_hidden_size", "64"): "expected --head_hidden_size 1024",
+        ("--head_dropout", "0.5"): "expected --head_dropout 0.2",
+        ("--head_optimizer", "adamw"): "expected --head_optimizer adam",
+        ("--cache_epochs", "2", "--no_adapt_batchnorm"): f"expected --cache_epochs {int(kind == 'stored')}",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            run(out, *went_on, *flags)
+    if kind == "plain":
+        with pytest.raises(UsageError, match="expected --unfreeze_encoder False"):
+            run(out, *went_on, "--unfreeze_encoder")
+        with pytest.raises(UsageError, match="expected --adapt_batchnorm True"):
+            run(out, *went_on, "--no_adapt_batchnorm")
+    with pytest.raises(UsageError, match=r"expected --track detection|expected the label column label"):
+        run(out, *went_on, column="generator_family")
+    with pytest.raises(UsageError, match="expected the images that the checkpoint"):
+        run(out, *went_on, images=41)
+    run(out, *went_on)
+
+
+def test_a_trained_head_outlives_its_calibration(heads, tmp_path, monkeypatch):
+    run, _ = heads
+    out = tmp_path / "out"
+
+    def broken(*arguments):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("imaginet_hub.training.head._uncalibrated", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(out)
+    model = SelfConResNetForImageClassification.from_pretrained(out)
+    assert model.config.calibration["method"] == "none" and "calibrated" in model.config.calibration["why"]
+    assert json.loads((out / "training.json").read_text())["steps"] == 2
+    weights = load_file(out / "checkpoint-2" / "model.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items() if name in weights)
 
 
 def test_nothing_is_downloaded_to_go_on(copy, rows, monkeypatch):
@@ -317,10 +414,86 @@ def test_what_out_holds_is_not_lost(copy, rows, tmp_path):
     with pytest.raises(UsageError, match=r"got model\.safetensors .*--resume_from_checkpoint last.*--overwrite"):
         resumed(rows, copy)
     assert (copy / "model.safetensors").read_bytes() == before and (copy / "checkpoint-4").is_dir()
+    (copy / "README.md").write_text("of the first model")
     resumed(rows, copy, "--overwrite", "--max_steps", "1")
     assert (copy / "model.safetensors").read_bytes() != before and not list(copy.glob("checkpoint-[48]"))
+    assert not (copy / "README.md").exists(), "of the model that was replaced"
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
         with pytest.raises(UsageError, match="expected OUT to be a folder that can be made and written"):
             trained(rows, out)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_checkpoints_are_replaced_only_by_a_run_that_starts(copy, rows):
+    checkpoints = sorted(path.name for path in copy.glob("checkpoint-*"))
+    for flags in (["--init", "typo"], ["--optim_args", "abc"], ["--resume_from_checkpoint", "nowhere"]):
+        with pytest.raises((DataNotFoundError, ModelError, UsageError)):
+            resumed(rows, copy, "--overwrite", *flags)
+        assert sorted(path.name for path in copy.glob("checkpoint-*")) == checkpoints
+    start = [flag for flag in RUN if flag not in TINY]
+    model_args, args = parse_train_args([*start, "--overwrite", "--init", str(copy / "checkpoint-4")], copy)
+    train(rows, model_args, dataclasses.replace(args, max_steps=1), dataset_record={"images": 40})
+    assert [path.name for path in copy.glob("checkpoint-*")] == ["checkpoint-1"], "of the run that started from it"
+
+
+def test_a_run_that_goes_on_elsewhere_does_not_lose_what_is_there(copy, rows, whole):
+    before = (copy / "model.safetensors").read_bytes()
+    elsewhere = ["--resume_from_checkpoint", str(whole("plain") / "checkpoint-8")]
+    with pytest.raises(UsageError, match=r"expected OUT to hold no model yet, got model\.safetensors"):
+        resumed(rows, copy, *elsewhere)
+    assert (copy / "model.safetensors").read_bytes() == before
+    resumed(rows, copy, *elsewhere, "--overwrite")
+    assert [path.name for path in copy.glob("checkpoint-*")] == ["checkpoint-12"]
+    resumed(rows, copy, "--resume_from_checkpoint", str(copy / "checkpoint-12"))
+
+
+def test_what_is_no_checkpoint_is_neither_removed_nor_written_through(copy, rows, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "file").write_text("mine")
+    (copy / "checkpoint-90").write_text("mine")
+    (copy / "checkpoint-91").symlink_to(theirs, target_is_directory=True)
+    with pytest.raises(UsageError, match=r"checkpoint-91 to be a folder, .* got a file or a link"):
+        resumed(rows, copy, "--overwrite")
+    resumed(rows, copy, "--overwrite", "--save_strategy", "no", "--max_steps", "1")
+    assert sorted(path.name for path in copy.glob("checkpoint-*")) == ["checkpoint-90", "checkpoint-91"]
+    assert (theirs / "file").read_text() == "mine"
+
+
+def test_nothing_of_somebody_elses_is_written_over(rows, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text("the card of a data set")
+    for flags in ([], ["--overwrite"]):
+        with pytest.raises(UsageError, match=r"empty or to hold a model, got .* with README.md in it"):
+            trained(rows, tmp_path, "--max_steps", "1", *flags)
+    assert (tmp_path / "README.md").read_text() == "the card of a data set"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "data"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_model(rows, tmp_path):
+    """In a child process, whose files may not grow beyond 300 kB, which weights do."""
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from tests.training.conftest import patterned
+from tests.training.test_trainer import trained
+from imaginet_hub.errors import ImagiNetError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+rows = patterned(40)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+for name, flags in {"final": [], "checkpoint": ["--save_strategy", "steps", "--save_steps", "1"]}.items():
+    try:
+        trained(rows, Path(sys.argv[1]) / name, "--max_steps", "1", *flags)
+    except ImagiNetError as error:
+        print(f"{name}: {error}")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = [line for line in done.stdout.splitlines() if line.startswith(("final", "checkpoint"))]
+    assert len(said) == 2 and all("expected to write there, got:" in line for line in said)
+    assert not list((tmp_path / "final").iterdir())
+    assert not (tmp_path / "checkpoint" / "model.safetensors").exists()

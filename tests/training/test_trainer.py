@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from imaginet_hub.errors import UsageError
 from imaginet_hub.selfcon import SelfConImageProcessor, SelfConResNetForPreTraining, SelfConResNetModel
+from imaginet_hub.training.head import parse_head_args, train_head
 from imaginet_hub.training.losses import imaginet_loss
 from imaginet_hub.training.trainer import SelfConTrainer, build_model, parse_train_args, train
 from tests.training.conftest import TINY, pickles
@@ -153,8 +154,16 @@ def test_rows_that_cannot_be_trained_on_are_refused(rows, tmp_path):
         trained(rows.remove_columns("generator_family"), tmp_path)
     with pytest.raises(UsageError, match="got only the label synthetic"):
         trained(rows.filter(lambda label: label == 1, input_columns="label"), tmp_path)
-    with pytest.raises(UsageError, match="one full batch of 20 rows, got 10"):
+    with pytest.raises(UsageError, match="one full batch of 20 rows, got 10: lower --per_device_train_batch_size"):
         trained(rows.select(range(10)), tmp_path)
+    with pytest.raises(UsageError, match=r"got \d: lower --held_out 0\.99, .* or lower --per_device_train_batch_size"):
+        trained(rows, tmp_path, "--held_out", "0.99")
+    model_args, args = parse_train_args(small(), tmp_path)
+    with pytest.raises(UsageError, match="one full batch of 20 rows, got 10"):
+        SelfConTrainer(build_model(model_args), args, rows.select(range(10)))
+    flags = [*QUIET, "--per_device_train_batch_size", "50", "--dataloader_drop_last"]
+    with pytest.raises(UsageError, match="one full batch of 50 rows, got "):
+        train_head(rows, build_model(model_args), parse_head_args(flags, tmp_path), dataset_record={})
     swapped = rows.cast_column("label", datasets.ClassLabel(names=["fake", "true"]))
     with pytest.raises(UsageError, match="names real, synthetic, got fake, true"):
         trained(swapped, tmp_path)
@@ -228,3 +237,36 @@ def test_a_last_batch_of_one_image_is_refused_at_the_start(rows, tmp_path):
     one_more = datasets.concatenate_datasets([rows, rows.select([0])])
     with pytest.raises(UsageError, match="got 41 rows in batches of 20: pass --dataloader_drop_last"):
         trained(one_more, tmp_path, "--dataloader_drop_last", "false", "--num_train_epochs", "1")
+
+
+@pytest.mark.parametrize("flags", [["--crop_size", "33"], ["--crops_per_image", "2"], ["--freeze_batchnorm"]])
+def test_but_not_where_batchnorm_can_normalise_it(flags, rows, tmp_path):
+    one_more = datasets.concatenate_datasets([rows, rows.select([0])])
+    out = trained(one_more, tmp_path, "--dataloader_drop_last", "false", "--num_train_epochs", "1", *flags)
+    assert json.loads((out / "training.json").read_text())["steps"] == 3
+
+
+def test_a_head_is_refused_one_image_where_its_own_batchnorm_would_get_it(rows, tmp_path):
+    one_more = datasets.concatenate_datasets([rows, rows.select([0])])
+    encoder = build_model(parse_train_args(small(), tmp_path)[0])
+    flags = [*QUIET, "--crop_size", "40", "--processor_crop_size", "40", "--per_device_train_batch_size", "20"]
+    flags += ["--held_out", "0", "--num_train_epochs", "1", "--no_balance"]
+    with pytest.raises(UsageError, match="got 41 rows in batches of 20: pass --dataloader_drop_last"):
+        train_head(one_more, encoder, parse_head_args(flags, tmp_path), dataset_record={})
+    args = parse_head_args([*flags, "--head_type", "l2norm_mlp"], tmp_path)
+    out = train_head(one_more, encoder, args, dataset_record={})
+    assert json.loads((out / "training.json").read_text())["steps"] == 3
+
+
+def test_evaluating_gives_the_loss_of_a_data_set(rows, unseen, tmp_path):
+    model_args, args = parse_train_args(small("--perturb", "0"), tmp_path)
+    trainer = SelfConTrainer(build_model(model_args), args, rows, eval_dataset=unseen)
+    found = trainer.evaluate()
+    expected = []
+    for batch in trainer.get_eval_dataloader():
+        with torch.no_grad():
+            views = trainer.views(trainer.model.eval(), batch["pixel_values"])
+        labels = torch.stack([batch["labels"], batch["families"]], dim=1)
+        expected += [imaginet_loss(views, labels, temperature=0.07).item()] * len(labels)
+    assert found["eval_loss"] == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+    assert trainer.model.training is False and len(expected) == 40
