@@ -249,8 +249,8 @@ def writing(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own writers
         said = one_line(" ".join(str(error).split())[:200])
         raise ImagiNetError(
-            f"{folder}: expected to write there, got: {said}. Make room; where --save_strategy left checkpoints, go on "
-            "with --resume_from_checkpoint last"
+            f"{folder}: expected to write there, got: {said}. Make room; where --save_strategy left checkpoints, go "
+            "on with --resume_from_checkpoint last"
         ) from error
 
 
