@@ -236,7 +236,7 @@ class RowTrainingArguments(TrainingArguments):
     dataloader_num_workers: int = default(
         "dataloader_num_workers", min(16, os.cpu_count() or 1) if torch.cuda.is_available() else 0
     )
-    ddp_find_unused_parameters: bool | None = default("ddp_find_unused_parameters", False)  # there are none
+    ddp_find_unused_parameters: bool | None = default("ddp_find_unused_parameters", False)  # they are frozen
     bf16: bool | None = option(  # type: ignore[assignment]
         None, "Run the network in bfloat16 (autocast). Default: where the processor has it in hardware."
     )

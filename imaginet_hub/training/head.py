@@ -102,6 +102,9 @@ class HeadTrainer(RowTrainer):
         config = getattr(model, "config", None)
         self.column = getattr(config, "label_column", None) or "label"
         self.names = [] if config is None else [config.id2label[place] for place in sorted(config.id2label)]
+        for name, parameter in model.named_parameters():
+            if "exits" in name:  # no part of a classifier's forward pass
+                parameter.requires_grad_(False)
         super().__init__(model, args, train_dataset, optimizer_cls_and_kwargs=_optimizer(args), **kwargs)
 
     def compute_loss(
@@ -244,7 +247,6 @@ def train_head(
     held = {"held_out": training_args.held_out, "held_out_images": len(apart)} if len(apart) else {}
     model.config.trained_on = {**dataset_record, **held, "encoder": trained_on}
     model.encoder.requires_grad_(training_args.unfreeze_encoder)
-    model.encoder.exits.requires_grad_(False)  # no part of a classifier's forward pass
     trainer = HeadTrainer(model, training_args, rows, callbacks=callbacks)
     if training_args.cache_epochs:
         images: Any = trainer.train_dataset

@@ -319,6 +319,10 @@ class SelfConTrainer(RowTrainer):
         _check_parts(args)
         if not OBJECTIVES[args.objective].families:
             self.batch_labels = ("labels",)
+        if not OBJECTIVES[args.objective].exits:  # several processes would wait for gradients that nobody has
+            for name, parameter in model.named_parameters():
+                if "exit" in name:
+                    parameter.requires_grad_(False)
         super().__init__(model, args, *more, **kwargs)
 
     @property
@@ -488,9 +492,6 @@ def train(
         model = build_classifier(
             model, id2label=id2label(map(str, Origin)), track=str(Track.DETECTION), label_column=_LABELS
         )
-    if not objective.exits:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("exit" not in name)
     model.config.trained_on = {
         **dataset_record,
         **({"held_out": training_args.held_out} if training_args.held_out else {}),

@@ -289,7 +289,7 @@ def test_a_head_is_trained(folder, found):
     assert [each["head"]["status"] for each in found] == [0, 0]
     assert found[0]["head"]["out"].count("next:") == 1 and "next:" not in found[1]["head"]["out"]
     record = json.loads((folder / "head" / "training.json").read_text())
-    assert record["processes"] == 2 and record["steps"] == 3 and record["held_out"]
+    assert record["processes"] == 2 and record["steps"] == 3 and record["calibration"]
     assert (folder / "head" / "model.safetensors").is_file() and pickles(folder / "head") == []
 
 
