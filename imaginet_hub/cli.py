@@ -13,7 +13,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,6 +39,12 @@ class _Parser(argparse.ArgumentParser):
             words += [*action.option_strings, *map(str, action.choices or ())]
         return words
 
+
+_DATASET = "built folder, Hub dataset id, folder of images with its annotations, or mini"
+_MODEL = (
+    "model folder or Hub id, ours or of any image classifier that transformers' pipeline loads, or a function as "
+    "package.module:function (RGB PIL images in, P(synthetic) out)"
+)
 
 _RECIPE_FLAGS = """after the names, flags of the recipe and of transformers' TrainingArguments:
   --preset quick  for minutes on two cores; without it, the paper's recipe
@@ -228,15 +234,55 @@ def _parser() -> _Parser:
     convert.add_argument("--json", action="store_true", help="print what was decided as JSON")
     convert.set_defaults(run=_convert)
 
+    perturb = command(
+        "perturb",
+        "render a split as the paper's test images are: a random square, resampled to 256 x 256, three in four "
+        "compressed; the same pixels on every machine with the same encoders",
+        "imaginet perturb my-dataset --out my-perturbed",
+        "the split is called SPLIT_perturbed; what is drawn depends on --seed and an image's path alone\n\n",
+    )
+    perturb.add_argument("dataset", metavar="DATASET", help=_DATASET)
+    perturb.add_argument("--out", metavar="DIR", required=True, help="folder to write, a dataset of its own")
+    perturb.add_argument("--split", default="test", help="split to render (default test)")
+    perturb.add_argument("--seed", type=int, default=0, help="of what is drawn for each image (default 0)")
+    perturb.add_argument("--num-workers", type=_positive, metavar="N", help="processes (default: one per core)")
+    perturb.add_argument("--limit", type=_positive, metavar="N", help="the first N rows")
+    what = perturb.add_mutually_exclusive_group()
+    what.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote to DIR")
+    what.add_argument(
+        "--verify",
+        action="store_true",
+        help="write nothing: render again, compare with what is in DIR, and name encoders and images that differ",
+    )
+    perturb.add_argument("--json", action="store_true", help="print the report as JSON")
+    perturb.set_defaults(run=_perturb)
+
+    audit = command(
+        "audit",
+        "ask how well labels can be told without looking at the images: by format, size, compression, metadata, "
+        "duplicates; and what of a model's score is left when these are made equal",
+        "imaginet audit my-dataset --out audit --model my-detector",
+    )
+    audit.add_argument("dataset", metavar="DATASET", help=_DATASET)
+    audit.add_argument("--out", metavar="DIR", required=True, help="folder to write: audit.json and pictures")
+    audit.add_argument("--model", metavar="MODEL", help=f"also measure this detector: {_MODEL}")
+    audit.add_argument("--split", action="append", metavar="SPLIT", help="this split only; may be repeated")
+    audit.add_argument("--limit", type=_positive, metavar="N", help="the first N rows of each split")
+    _add_detector(audit)
+    audit.add_argument("--seed", type=int, default=0, help="of intervals and cross-validation (default 0)")
+    audit.add_argument("--json", action="store_true", help="print audit.json")
+    audit.set_defaults(run=_audit)
+
     evaluate = command(
         "evaluate",
-        "measure a model on a dataset, with intervals",
+        "measure a detector on a dataset, with intervals, under the paper's protocol and a clean one",
         "imaginet evaluate my-detector my-dataset --out results.json",
+        "predictions are kept in $HF_HOME/imaginet/predictions: run again, it goes on where it was\n\n",
     )
-    evaluate.add_argument("model", metavar="MODEL", help="model folder or Hub model id")
-    evaluate.add_argument("dataset", metavar="DATASET", help="built folder, Hub dataset id, or mini")
+    evaluate.add_argument("model", metavar="MODEL", help=_MODEL)
+    evaluate.add_argument("dataset", metavar="DATASET", help=_DATASET)
     evaluate.add_argument(
-        "--out", metavar="FILE", required=True, help="results file to write; the picture goes beside"
+        "--out", metavar="FILE", required=True, help="results file to write (.json); the pictures go beside"
     )
     evaluate.add_argument("--split", default="test", help="split to measure on (default test)")
     evaluate.add_argument(
@@ -245,12 +291,43 @@ def _parser() -> _Parser:
     evaluate.add_argument(
         "--equalize",
         metavar="jpeg:Q",
-        help="re-encode every crop as JPEG of quality Q first, so that format says nothing",
+        help="re-encode every crop as JPEG (or webp:Q) of quality Q first, so that format says nothing",
     )
-    evaluate.add_argument("--batch-size", type=_positive, default=32)
+    evaluate.add_argument(
+        "--resize",
+        type=_positive,
+        metavar="N",
+        help="resample the middle square of every image to N pixels first, so that size says nothing",
+    )
+    evaluate.add_argument(
+        "--crop-size", type=_positive, metavar="N", help="side of the crop (default: the model's own, else 256)"
+    )
+    evaluate.add_argument(
+        "--threshold", type=float, default=0.5, help="lowest probability that is called synthetic (default 0.5)"
+    )
+    evaluate.add_argument(
+        "--against", metavar="MODEL|FILE", help="compare with this detector, or with its results file"
+    )
+    evaluate.add_argument(
+        "--annotations",
+        metavar="DIR",
+        help="upstream's protocol lists (test_annotations_gan.txt ...); default: beside DATASET, or downloaded where "
+        "the images are ImagiNet's",
+    )
+    evaluate.add_argument(
+        "--calibrate-on",
+        metavar="DATASET",
+        help="dataset whose train split calibrates a detector that brings no calibration (default: DATASET)",
+    )
+    evaluate.add_argument(
+        "--export",
+        metavar="DATASET_ID",
+        help="also write .eval_results/*.yaml and model-index for the Hub, beside FILE",
+    )
+    evaluate.add_argument("--picture-format", choices=("png", "svg"), default="png", help="default png")
+    evaluate.add_argument("--no-cache", action="store_true", help="neither use nor keep predictions")
+    _add_detector(evaluate)
     evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
-    evaluate.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
-    _add_arithmetic(evaluate, "float32")
     evaluate.add_argument("--json", action="store_true", help="print the results file")
     evaluate.set_defaults(run=_evaluate)
 
@@ -284,6 +361,24 @@ def _parser() -> _Parser:
     return parser
 
 
+def _add_detector(parser: argparse.ArgumentParser) -> None:
+    """How a detector is run, where any detector may be named."""
+    parser.add_argument(
+        "--label-map",
+        type=_mapping,
+        action="extend",
+        default=[],
+        metavar="CLASS=real,...",
+        help="what the classes of a pipeline mean, CLASS=real or CLASS=synthetic (default: inferred, and shown)",
+    )
+    parser.add_argument("--batch-size", type=_positive, default=32, help="images at a time (default 32)")
+    parser.add_argument(
+        "--num-workers", type=_from_0, metavar="N", help="threads that read and decode (default: cores)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    _add_arithmetic(parser, "float32")
+
+
 def _add_arithmetic(parser: argparse.ArgumentParser, default: str) -> None:
     from imaginet_hub.precision import DTYPES
 
@@ -309,6 +404,19 @@ class _AllFlags(argparse.Action):
 
         parse = parse_head_args if parser.prog.endswith("train-head") else parse_train_args
         parse(["--help"], "OUT")
+
+
+def _mapping(text: str) -> list[tuple[str, str]]:
+    pairs = [item.rpartition("=") for item in text.split(",")]
+    if not all(equals and name and meaning for name, equals, meaning in pairs):
+        raise argparse.ArgumentTypeError(f"expected CLASS=real,CLASS=synthetic, got {text!r}")
+    return [(name.strip(), meaning.strip()) for name, _, meaning in pairs]
+
+
+def _from_0(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number, 0 or more, got {text!r}")
+    return int(text)
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -422,7 +530,9 @@ _INTERRUPTED = {
     "train-head": "no model was written; run the same command again, or, where --save_strategy asked for checkpoints, "
     "go on with --resume_from_checkpoint last",
     "convert": "no model was written; run the same command again",
-    "evaluate": "no results were written; run the same command again",
+    "perturb": "nothing was left behind; run the same command again",
+    "audit": "nothing was written; run the same command again",
+    "evaluate": "no results were written; run the same command again: it goes on with the predictions that are kept",
     "predict": "the lines above are complete; run again with the remaining files",
     "demo": "run the same command again; it starts over",
 }
@@ -626,8 +736,64 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def _remarks(args: argparse.Namespace) -> Callable[[str], None]:
+    """Where remarks on the way go: to stderr, or nowhere."""
+
+    def show(text: str) -> None:
+        if not getattr(args, "quiet", False):
+            print(f"imaginet {args.command}: {text}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _perturb(args: argparse.Namespace) -> int:
+    from imaginet_hub.cards import perturbed_card
+    from imaginet_hub.data.perturbed import perturb, summary, verify
+
+    quiet = getattr(args, "quiet", False)
+    if args.verify:
+        report = verify(args.dataset, args.out, num_workers=args.num_workers, limit=args.limit, progress=not quiet)
+    else:
+        report = perturb(
+            args.dataset,
+            args.out,
+            split=args.split,
+            seed=args.seed,
+            num_workers=args.num_workers,
+            limit=args.limit,
+            overwrite=args.overwrite,
+            render_card=perturbed_card,
+            progress=not quiet,
+        )
+    print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else summary(report))
+    return 1 if report.get("left_out") or report.get("same") is False else 0
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from imaginet_hub.inference.audit import audit_dataset, audit_summary
+
+    report = audit_dataset(
+        args.dataset,
+        args.out,
+        model=args.model,
+        splits=args.split,
+        limit=args.limit,
+        labels=dict(args.label_map),
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        seed=args.seed,
+        device=args.device,
+        dtype=args.dtype,
+        compile=args.compile,
+        progress=not getattr(args, "quiet", False),
+        show=_remarks(args),
+    )
+    print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else audit_summary(report))
+    return 1 if report["unreadable"] else 0
+
+
 def _evaluate(args: argparse.Namespace) -> int:
-    from imaginet_hub.inference.measure import measure, summary
+    from imaginet_hub.inference.measure import Preprocessing, measure, summary
 
     results = measure(
         args.model,
@@ -635,15 +801,25 @@ def _evaluate(args: argparse.Namespace) -> int:
         args.out,
         split=args.split,
         by=args.by or (),
-        equalize=args.equalize,
+        preprocessing=Preprocessing(args.crop_size, args.resize, args.equalize),
+        labels=dict(args.label_map),
+        threshold=args.threshold,
+        against=args.against,
+        annotations=args.annotations,
+        calibrate_on=args.calibrate_on,
+        export=args.export,
+        picture_format=args.picture_format,
         batch_size=args.batch_size,
+        num_workers=args.num_workers,
         seed=args.seed,
         device=args.device,
         dtype=args.dtype,
         compile=args.compile,
+        cache=not args.no_cache,
         progress=not getattr(args, "quiet", False),
+        show=_remarks(args),
     )
-    print(json.dumps(results.to_json(), indent=2) if args.json else summary(results))
+    print(json.dumps(results.to_json(), indent=2, ensure_ascii=False) if args.json else summary(results))
     if results.skipped:
         print(f"imaginet evaluate: {len(results.skipped)} unreadable images, listed in {args.out}", file=sys.stderr)
     return 1 if results.skipped else 0

@@ -7,6 +7,7 @@ of both generator vocabularies: dropping it leaves the identification classes wi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +21,7 @@ __all__ = [
     "Track",
     "Vocabulary",
     "id2label",
+    "origin_named",
 ]
 
 
@@ -129,3 +131,24 @@ class Vocabulary:
 def id2label(names: Iterable[str]) -> dict[int, str]:
     """Names in id order as the mapping that transformers' configurations take."""
     return dict(enumerate(names))
+
+
+#: Words by which other people's data sets and detectors name the two classes.
+_WORDS = {
+    Origin.REAL: "real realism realistic human hum authentic natural nature original genuine photo photograph "
+    "pristine",
+    Origin.SYNTHETIC: "synthetic synth fake ai aigc artificial generated deepfake deepfakes forged spoof machine gan "
+    "progan stylegan biggan cyclegan diffusion sd sdxl midjourney dalle dall flux glide adm ldm vqdm wukong imagen",
+}
+_ORIGIN_OF_WORD = {word: origin for origin, words in _WORDS.items() for word in words.split()}
+
+
+def origin_named(name: str) -> Origin | None:
+    """What a class of other people's naming means: "1_fake" and "AI-generated" are synthetic, "Human" is real.
+
+    Returns:
+        None where the name has no such word, words of both kinds, or a negation.
+    """
+    words = re.findall(r"[^\W\d_]+", name.lower())
+    found = {_ORIGIN_OF_WORD[word] for word in words if word in _ORIGIN_OF_WORD}
+    return found.pop() if len(found) == 1 and not {"not", "no", "non", "un"}.intersection(words) else None

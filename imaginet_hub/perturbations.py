@@ -2,8 +2,9 @@
 
 Every function takes an RGB PIL image of 8 bits a channel and gives a new one (or the same object where nothing is to
 be done). The result is fully determined by the arguments: whatever is random is drawn from the
-`numpy.random.Generator` that the caller passes. Encoded bytes, and so the pixels after `jpeg` and `webp`, depend on
-the encoder inside the installed Pillow.
+`numpy.random.Generator` that the caller passes, or, for the perturbed test set, from a hash that `Perturbation.drawn`
+defines. Encoded bytes, and so the pixels after `jpeg` and `webp`, depend on the encoder inside the installed Pillow
+(`encoder_versions`).
 
 The operations and their ranges are those of ImagiNet's training and test pipelines (Boychev & Cholakov 2025,
 arXiv:2407.20020, training details and perturbed test set), re-implemented without albumentations and OpenCV.
@@ -11,26 +12,52 @@ arXiv:2407.20020, training details and perturbed test set), re-implemented witho
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import operator
+import struct
+import unicodedata
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Self
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
 from imaginet_hub.errors import ImageError, UsageError
 
 __all__ = [
+    "COMPRESSIONS",
+    "COMPRESSION_SHARE",
+    "MAX_SIDE",
+    "MIN_SIDE",
+    "QUALITIES",
+    "SIZE",
+    "Perturbation",
     "center_crop",
+    "encoder_versions",
     "fixed_crop",
     "gaussian_blur",
     "gaussian_noise",
     "jpeg",
     "random_crop",
     "reflect_pad",
+    "rendered",
+    "resized_square",
+    "simple_path",
     "webp",
 ]
+
+#: The law of the perturbed test set (paper, "perturbed test set"; the cap and the qualities from upstream's code).
+SIZE = 256
+MIN_SIDE, MAX_SIDE = 256, 1000
+#: Probability of a compression, as numerator and denominator; then each of these is as likely.
+COMPRESSION_SHARE = (3, 4)
+COMPRESSIONS = ("jpeg", "webp")
+QUALITIES = (60, 100)
 
 #: Longest side that each encoder takes, in pixels.
 _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
@@ -168,6 +195,18 @@ def fixed_crop(image: Image.Image, size: int) -> Image.Image:
     return center_crop(reflect_pad(image, size), size)
 
 
+def resized_square(image: Image.Image, size: int) -> Image.Image:
+    """The largest square in the middle of an image, made `size` x `size` pixels by Lanczos resampling.
+
+    Raises:
+        UsageError: not an RGB image, or a size below 1.
+    """
+    _check_rgb(image)
+    size = _integer("resized_square: size", size, minimum=1)
+    square = center_crop(image, min(image.size))
+    return square if square.width == size else square.resize((size, size), Image.Resampling.LANCZOS)
+
+
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
     """Cut a `size` x `size` square, every position being equally likely.
 
@@ -179,6 +218,130 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Imag
     width, height = _margins("random_crop", image, size)
     top = int(rng.integers(height, endpoint=True))
     return _cropped(image, int(rng.integers(width, endpoint=True)), top, size)
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What the perturbed test set does to one image: a square crop, resized to 256 x 256, and perhaps a compression.
+
+    Attributes:
+        side: of the crop, pixels: 256 to 1000.
+        left, top: its upper left corner, in the image extended by reflection to at least 256 pixels a side.
+        compression: "jpeg", "webp" or None.
+        quality: the encoder's, 60 to 100; None where there is no compression.
+    """
+
+    side: int
+    left: int
+    top: int
+    compression: str | None = None
+    quality: int | None = None
+
+    @classmethod
+    def drawn(cls, seed: int, path: str, width: int, height: int) -> Self:
+        """What an image gets: a pure function of seed, path and size, whatever other images there are.
+
+        The law is upstream's: with m = min(width, height), side uniform over the integers 256 to
+        max(min(m, 1000), 256); the corner uniform over all places where the crop fits into an image of
+        max(width, 256) x max(height, 256); with probability 3/4 a compression, JPEG or WebP, one as likely as the
+        other, of a quality uniform over the integers 60 to 100.
+
+        The random numbers are defined down to the bit, so that other languages and other times draw the same:
+
+        1. The path is brought to its simplest form, in which neither a part "." nor an empty one is left but one or
+           two slashes at the start (`./val2017/x.jpg` and `val2017//x.jpg` are `val2017/x.jpg`; ".." stays; nothing
+           at all becomes "."), and then to Unicode's form NFC: see `simple_path`.
+        2. The 64 bytes of SHA-512 over `imaginet perturbation 1`, a zero byte, the seed in decimal digits (after a
+           minus sign if below 0), a zero byte, and the path in UTF-8, are eight words w0 to w7 of 64 bits,
+           the most significant byte first.
+        3. A word w gives an integer from a to b, both included: a + floor(w (b - a + 1) / 2^64).
+        4. w0 gives the side, w1 left (0 to max(width, 256) - side), w2 top (likewise); there is a compression if w3
+           gives less than 3 of 0 to 3; w4 gives it of 0 (JPEG) and 1 (WebP), w5 its quality. w6 and w7 are not used.
+
+        Upstream draws from Python's, numpy's and torch's generators, one state a loader worker, so that there an
+        image's crop depends on the number of workers and on the images before it. Its albumentations 1.3.1 also
+        never takes the last column and row of places, which here are as likely as any other.
+
+        Args:
+            seed: any integer.
+            path: of the image in its dataset.
+            width, height: of the image, pixels.
+
+        Raises:
+            UsageError: a seed or a size that is no such number.
+        """
+        width = _integer("Perturbation: width", width, minimum=1)
+        height = _integer("Perturbation: height", height, minimum=1)
+        try:
+            seed = operator.index(seed)
+        except TypeError as error:
+            raise UsageError(f"Perturbation: expected an integer seed, got {seed!r}") from error
+        text = f"imaginet perturbation 1\0{seed}\0{simple_path(path)}"
+        digest = hashlib.sha512(text.encode("utf-8", "surrogatepass")).digest()
+        words = struct.unpack(">8Q", digest)
+
+        def integer(word: int, least: int, most: int) -> int:
+            return least + (words[word] * (most - least + 1) >> 64)
+
+        side = integer(0, MIN_SIDE, max(min(width, height, MAX_SIDE), MIN_SIDE))
+        left = integer(1, 0, max(width, MIN_SIDE) - side)
+        top = integer(2, 0, max(height, MIN_SIDE) - side)
+        if integer(3, 0, COMPRESSION_SHARE[1] - 1) >= COMPRESSION_SHARE[0]:
+            return cls(side, left, top)
+        compression = COMPRESSIONS[integer(4, 0, len(COMPRESSIONS) - 1)]
+        return cls(side, left, top, compression, integer(5, *QUALITIES))
+
+
+def simple_path(path: str) -> str:
+    """A path in its simplest form and in Unicode's NFC: what is one image in two lists has one name.
+
+    `./val2017//x.jpg` becomes `val2017/x.jpg`; ".." stays.
+    """
+    return unicodedata.normalize("NFC", str(PurePosixPath(path)))
+
+
+def rendered(image: Image.Image, perturbation: Perturbation) -> Image.Image:
+    """Carry a perturbation out: reflection padding, crop, Lanczos to 256 x 256, compression.
+
+    Padding is that of `reflect_pad`; a crop of 256 pixels is not resampled. The resampling is Pillow's, which widens
+    its filter where it shrinks and so does not alias; upstream's is OpenCV's LANCZOS4, which looks at 8 x 8 pixels
+    whatever the scale. The encoders are Pillow's (JPEG with 4:2:0 chroma, WebP of method 4), upstream's are OpenCV's.
+
+    Args:
+        image: RGB. Rows below the crop may be missing.
+        perturbation: as drawn for the image's size.
+
+    Returns:
+        256 x 256 RGB without any metadata.
+
+    Raises:
+        UsageError: not an RGB image, a crop that does not fit in, or an unknown compression or quality.
+    """
+    _check_rgb(image)
+    side, left, top = perturbation.side, perturbation.left, perturbation.top
+    if min(left, top) < 0 or left + side > max(image.width, MIN_SIDE) or top + side > max(image.height, MIN_SIDE):
+        raise UsageError(
+            f"expected a crop inside the image of {image.width} x {image.height}, got {side} x {side} at "
+            f"({left}, {top}): it was drawn for an image of another size"
+        )
+    # Cropped before it is padded: a picture of 1 x 1,000,000 pixels is not to take 256 times its memory.
+    box = (left, top, min(left + side, image.width), min(top + side, image.height))
+    square = reflect_pad(image.crop(box), side)
+    small = _image(np.asarray(square.resize((SIZE, SIZE), Image.Resampling.LANCZOS)))
+    if perturbation.compression is None:
+        return small
+    if perturbation.compression not in COMPRESSIONS or perturbation.quality is None:
+        raise UsageError(
+            f"expected a compression of {', '.join(COMPRESSIONS)} with a quality, "
+            f"got {perturbation.compression!r} with {perturbation.quality!r}"
+        )
+    return _reencoded(small, perturbation.compression.upper(), perturbation.quality)
+
+
+def encoder_versions() -> dict[str, str | None]:
+    """The versions that the pixels of `rendered` (and for zlib the bytes of PNG files) depend on; None: not there."""
+    libraries = {"libjpeg-turbo": "libjpeg_turbo", "libwebp": "webp", "zlib": "zlib"}
+    return {"Pillow": PIL.__version__, **{name: features.version(key) for name, key in libraries.items()}}
 
 
 def _reencoded(image: Image.Image, encoding: str, quality: int) -> Image.Image:

@@ -1,24 +1,28 @@
 import hashlib
 import io
 import json
-from pathlib import Path
+import unicodedata
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
-from scipy import ndimage
+from PIL import Image, ImageCms
+from scipy import ndimage, stats
 
 from imaginet_hub.errors import ImageError, UsageError
 from imaginet_hub.perturbations import (
+    Perturbation,
     center_crop,
+    encoder_versions,
     fixed_crop,
     gaussian_blur,
     gaussian_noise,
     jpeg,
     random_crop,
     reflect_pad,
+    rendered,
     webp,
 )
 
@@ -212,3 +216,177 @@ def test_unusable_arguments_are_refused(call):
 
 def test_numpy_integers_are_integers():
     assert jpeg(noise(10, 10), np.int64(80)).size == fixed_crop(noise(10, 10), np.int16(10)).size
+
+
+# The perturbed test set
+
+#: (seed, path, width, height) -> side, left, top, compression, quality. They must never change.
+DRAWN = {
+    (0, "val2017/000000000139.jpg", 640, 426): (261, 247, 128, None, None),
+    (1, "val2017/000000000139.jpg", 640, 426): (384, 102, 30, "jpeg", 66),
+    (-3, "./ffhq/x.png", 1024, 1024): (603, 290, 56, "jpeg", 67),
+    (0, "wikiart/Baroque/C\xe9zanne.jpg", 3000, 2000): (558, 2361, 1177, None, None),
+    (1180591620717411303424, "tiny.png", 40, 32): (256, 0, 0, None, None),
+    (0, "a.png", 256, 5000): (256, 0, 4234, "webp", 94),
+}
+
+
+def drawn_anew(seed: int, path: str, width: int, height: int) -> tuple:
+    """The docstring of `Perturbation.drawn`, step by step, in arithmetic of big integers."""
+    name = unicodedata.normalize("NFC", str(PurePosixPath(path)))
+    number = int(
+        hashlib.sha512(b"imaginet perturbation 1" + bytes(1) + b"%d" % seed + bytes(1) + name.encode()).hexdigest(), 16
+    )
+    words = [number // 2 ** (64 * (7 - place)) % 2**64 for place in range(8)]
+
+    def scaled(word: int, low: int, high: int) -> int:
+        return low + words[word] * (high - low + 1) // 2**64
+
+    side = scaled(0, 256, max(min(width, height, 1000), 256))
+    corner = scaled(1, 0, max(width, 256) - side), scaled(2, 0, max(height, 256) - side)
+    if scaled(3, 0, 3) == 3:
+        return side, *corner, None, None
+    return side, *corner, ["jpeg", "webp"][scaled(4, 0, 1)], scaled(5, 60, 100)
+
+
+def fields(drawn: Perturbation) -> tuple:
+    return drawn.side, drawn.left, drawn.top, drawn.compression, drawn.quality
+
+
+@pytest.mark.parametrize("case", DRAWN, ids=lambda case: f"{case[0]}-{case[2]}x{case[3]}")
+def test_drawn_stays_what_it_was(case):
+    assert fields(Perturbation.drawn(*case)) == DRAWN[case]
+
+
+@given(
+    st.integers(),
+    st.text(min_size=1).filter(lambda t: not any(0xD800 <= ord(c) <= 0xDFFF for c in t)),
+    st.integers(1, 9999),
+    st.integers(1, 9999),
+)
+def test_drawn_is_what_its_text_says_and_fits(seed, path, width, height):
+    drawn = Perturbation.drawn(seed, path, width, height)
+    assert fields(drawn) == drawn_anew(seed, path, width, height)
+    assert 256 <= drawn.side <= max(256, min(width, height, 1000))
+    assert 0 <= drawn.left <= max(width, 256) - drawn.side
+    assert 0 <= drawn.top <= max(height, 256) - drawn.side
+
+
+def test_drawn_by_path_however_it_is_written():
+    composed, decomposed = "wikiart/C\u00e9zanne.jpg", "wikiart/Ce\u0301zanne.jpg"
+    one = Perturbation.drawn(7, composed, 800, 600)
+    for other in (
+        decomposed,
+        f"./{composed}",
+        f".//{composed}",
+        "wikiart/./C\u00e9zanne.jpg",
+        "wikiart//C\u00e9zanne.jpg",
+    ):
+        assert Perturbation.drawn(7, other, 800, 600) == one
+    others = [(8, composed), (-7, composed), (7, "wikiart/C\u00e9zanne.png"), (7, "wikiart/../C\u00e9zanne.jpg")]
+    assert len({Perturbation.drawn(*case, 8000, 6000) for case in [(7, composed), *others]}) == 5
+    # neither runs into the other
+    assert Perturbation.drawn(1, "1/x", 8000, 6000) != Perturbation.drawn(11, "/x", 8000, 6000)
+
+
+def test_frequencies():
+    """Every part of the law at once, on 20,000 images: each test at a level that one in a thousand fails."""
+    width, height, count = 1300, 1100, 20_000
+    drawn = [Perturbation.drawn(0, f"x/{number}.jpg", width, height) for number in range(count)]
+
+    def uniform(values, low, high, bins):
+        observed = np.histogram(values, bins=np.linspace(low, high + 1, bins + 1))[0]
+        edges = np.ceil(np.linspace(low, high + 1, bins + 1))  # how many integers fall into a bin
+        return stats.chisquare(observed, np.diff(edges) / (high - low + 1) * len(values)).pvalue
+
+    compressed = [one for one in drawn if one.compression]
+    assert stats.binomtest(len(compressed), count, 0.75).pvalue > 1e-3
+    assert stats.binomtest(sum(one.compression == "jpeg" for one in compressed), len(compressed), 0.5).pvalue > 1e-3
+    for kind in ("jpeg", "webp"):
+        assert uniform([one.quality for one in compressed if one.compression == kind], 60, 100, 41) > 1e-3
+    assert all((one.quality is None) == (one.compression is None) for one in drawn)
+    assert uniform([one.side for one in drawn], 256, 1000, 745) > 1e-3
+    for side in (256, 1000):  # both ends do occur
+        assert any(one.side == side for one in drawn)
+    # places: the same law whatever the side
+    lefts = [(one.left + 0.5) / (width - one.side + 1) for one in drawn]
+    tops = [(one.top + 0.5) / (height - one.side + 1) for one in drawn]
+    assert stats.kstest(lefts, "uniform").pvalue > 1e-3
+    assert stats.kstest(tops, "uniform").pvalue > 1e-3
+    # and independent of each other
+    for one, other in ((lefts, tops), (lefts, [d.side for d in drawn]), ([bool(d.compression) for d in drawn], tops)):
+        assert abs(stats.spearmanr(one, other).statistic) < 4 / count**0.5
+
+
+def test_rendered_is_crop_lanczos_and_encoder():
+    image = noise(400, 700)
+    crop = Perturbation(side=333, left=12, top=67)
+    plain = image.crop((12, 67, 345, 400)).resize((256, 256), Image.Resampling.LANCZOS)
+    assert np.array_equal(rendered(image, crop), plain)
+    for kind, function in (("jpeg", jpeg), ("webp", webp)):
+        compressed = rendered(image, Perturbation(333, 12, 67, kind, 60))
+        assert np.array_equal(compressed, function(plain, 60))
+        assert not np.array_equal(compressed, plain)
+    # a crop of 256 is not resampled
+    assert np.array_equal(rendered(image, Perturbation(256, 444, 144)), pixels(image)[144:, 444:])
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(1, 1), (5000, 300), (256, 256), (100, 900), (900, 100), (255, 257), (2, 3000)]
+)
+def test_rendered_of_any_size(width, height):
+    image = noise(height, width)
+    padded = reflect_pad(image, 256)
+    for number in range(5):
+        drawn = Perturbation.drawn(0, f"{number}", width, height)
+        box = (drawn.left, drawn.top, drawn.left + drawn.side, drawn.top + drawn.side)
+        square = padded.crop(box).resize((256, 256), Image.Resampling.LANCZOS)
+        expected = (
+            square
+            if drawn.compression is None
+            else {"jpeg": jpeg, "webp": webp}[drawn.compression](square, drawn.quality)
+        )
+        assert np.array_equal(rendered(image, drawn), expected)
+
+
+def test_rendered_pads_no_more_than_it_needs(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        np, "pad", lambda array, *args, real=np.pad, **kw: sizes.append(array.shape) or real(array, *args, **kw)
+    )
+    image = noise(1, 200_000)
+    rendered(image, Perturbation.drawn(0, "long.png", *image.size))
+    assert sizes == [(1, 256, 3)]
+
+
+def test_rendered_carries_no_metadata():
+    image = noise(300, 300)
+    image.info.update(icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), exif=b"Exif\0\0")
+    for drawn in (Perturbation(256, 0, 0), Perturbation(290, 0, 0), Perturbation(290, 0, 0, "jpeg", 80)):
+        assert rendered(image, drawn).info == {}
+
+
+def test_rendered_errors():
+    image = noise(300, 300)
+    for crop in (
+        Perturbation(301, 0, 0),
+        Perturbation(256, 45, 0),
+        Perturbation(256, 0, 45),
+        Perturbation(256, -1, 0),
+    ):
+        with pytest.raises(UsageError, match="inside the image of 300 x 300"):
+            rendered(image, crop)
+    with pytest.raises(UsageError, match="'avif'"):
+        rendered(image, Perturbation(256, 0, 0, "avif", 80))
+    with pytest.raises(UsageError, match="mode RGB"):
+        rendered(image.convert("L"), Perturbation(256, 0, 0))
+    for bad in (("0", "x", 1, 1), (0, "x", 0, 1), (0, "x", 1, 1.5)):
+        with pytest.raises(UsageError):
+            Perturbation.drawn(*bad)
+
+
+def test_encoder_versions():
+    versions = encoder_versions()
+    assert list(versions) == ["Pillow", "libjpeg-turbo", "libwebp", "zlib"]
+    assert versions["Pillow"] == Image.__version__
+    assert all(version and version[0].isdigit() for version in versions.values())

@@ -14,7 +14,7 @@ from imaginet_hub.data.readers.http import Http
 from imaginet_hub.data.sources import FFHQ_LIST, LISTS, PinnedList
 from imaginet_hub.errors import AnnotationError, DataNotFoundError, FetchError, UsageError
 
-__all__ = ["Face", "Lists", "find_faces", "find_lists", "git_sha1", "parse_faces"]
+__all__ = ["Face", "Lists", "download_list", "find_faces", "find_lists", "git_sha1", "parse_faces", "save_list"]
 
 _FOLDER = "annotations"
 _MAX_LIST_BYTES = 64 * 1024**2
@@ -87,10 +87,10 @@ def find_lists(
                     f"the list {pinned.name} is not in {root / _FOLDER}, and offline mode is on (HF_HUB_OFFLINE); "
                     "name a list with --annotations"
                 )
-            _save(store / pinned.name, _download(pinned, http, endpoints))
+            save_list(store / pinned.name, download_list(pinned, http, endpoints))
     for name in names:  # they are read from one folder
         if carried is not None and LISTS[name] not in absent and not (store / LISTS[name].name).is_file():
-            _save(store / LISTS[name].name, (carried / LISTS[name].name).read_bytes())
+            save_list(store / LISTS[name].name, (carried / LISTS[name].name).read_bytes())
     return _read(store, splits)
 
 
@@ -113,7 +113,7 @@ def _read(place: Path, splits: set[str] | None) -> Lists:
     return Lists(manifest, place, tuple(remarks))
 
 
-def _download(pinned: PinnedList, http: Http, endpoints: Endpoints) -> bytes:
+def download_list(pinned: PinnedList, http: Http, endpoints: Endpoints) -> bytes:
     for address in pinned.addresses:
         remote = remote_for(address, "annotations", endpoints)
         try:
@@ -133,7 +133,7 @@ def _download(pinned: PinnedList, http: Http, endpoints: Endpoints) -> bytes:
     return data
 
 
-def _save(file: Path, data: bytes) -> None:
+def save_list(file: Path, data: bytes) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f".{file.name}.incomplete")
@@ -196,6 +196,6 @@ def find_faces(
             return parse_faces(data, str(file)), remark
     if offline:
         raise DataNotFoundError(f"upstream's FFHQ list ({name}) is not here, and offline mode is on (HF_HUB_OFFLINE)")
-    data = _download(FFHQ_LIST, http, endpoints)
-    _save(store / name, data)
+    data = download_list(FFHQ_LIST, http, endpoints)
+    save_list(store / name, data)
     return parse_faces(data, name), ()

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from imaginet_hub.data.builder import MINI, ImagiNet
+from imaginet_hub.data.builder import MINI, ImagiNet, features_of, open_root
 from imaginet_hub.data.images import read_bytes
-from imaginet_hub.data.scan import content_fingerprint
+from imaginet_hub.data.manifest import Record, looks_like_root
+from imaginet_hub.data.scan import content_fingerprint, fingerprint
 from imaginet_hub.data.sources import corpus_of
 from imaginet_hub.errors import DataNotFoundError, UsageError
-from imaginet_hub.labels import LABEL_COLUMNS, Origin, Track
+from imaginet_hub.labels import LABEL_COLUMNS, Origin, Track, origin_named
 
-__all__ = ["classes_of", "dataset_record", "held_out", "load_rows", "track_of", "values_of", "with_names"]
+__all__ = [
+    "RowStream",
+    "classes_of",
+    "dataset_record",
+    "held_out",
+    "load_rows",
+    "open_split",
+    "splits_of",
+    "track_of",
+    "values_of",
+    "with_names",
+]
 
 #: Columns whose class "real" is no class to identify, so that real rows are left out.
 _GENERATORS = ("generator_family", "generator")
@@ -35,18 +50,217 @@ def load_rows(dataset: str | os.PathLike[str], track: Track | str, split: str) -
         UsageError: it lacks the label columns.
     """
     track = Track(track)
-    name = os.fspath(dataset)
-    try:
+    name = _resolved(dataset)
+    with _finding(name, f"{track.value}/{split}"):
         if name == MINI:
-            builder = ImagiNet(config_name=MINI)
-            builder.download_and_prepare()
-            rows = builder.as_dataset(split=split)
+            rows = _mini().as_dataset(split=split)
             rows = rows.filter(_is_synthetic, input_columns="label") if track is Track.IDENTIFICATION else rows
         else:
-            if Path(name).expanduser().is_dir():
-                name = str(Path(name).expanduser().resolve())
             rows = datasets.load_dataset(name, track.value, split=split)
+    missing = [column for column in ("image", *LABEL_COLUMNS) if column not in rows.column_names]
+    if missing:
+        raise UsageError(f"{name!r} has no column {', '.join(missing)}; it has {', '.join(rows.column_names)}")
+    return rows
+
+
+class RowStream:
+    """One split of a dataset for one track, read from the start as often as it is iterated over.
+
+    Iteration gives rows as dicts: classes by name, and `image` as {"bytes", "path"}, not decoded, so that one broken
+    image costs one row. Nothing is copied to a cache, and no more than one row group is held at a time.
+
+    Args:
+        dataset: "mini", a folder written by `imaginet build`, a Hub repository id, or a ROOT: a folder of images with
+            its annotations.
+        track: detection (all rows) or identification (synthetic rows only).
+        split: the split's name.
+
+    Attributes:
+        name, track, split: as given.
+        features: of the rows. The column `label` is that of the dataset, but see `column`.
+
+    Raises:
+        DataNotFoundError: no such dataset or split.
+        UsageError: it has no column image or label.
+    """
+
+    def __init__(self, dataset: str | os.PathLike[str], split: str, track: Track | str = Track.DETECTION) -> None:
+        self.name, self.split, self.track = os.fspath(dataset), split, Track(track)
+        self._place = _resolved(dataset)
+        self._records: list[Record] | None = None
+        self._small: dict[str, list[Any]] = {}
+        available = splits_of(dataset, self.track)
+        if split not in available:
+            raise DataNotFoundError(f"{self.name!r} has no {self.track}/{split}; it has {', '.join(available)}")
+        if _is_root(self._place):
+            root, manifest = open_root(self._place)
+            self._root, self._carried = root, manifest.carried_columns
+            self._records = [
+                record
+                for record in manifest.records
+                if record.split == split and (self.track is Track.DETECTION or record.label == Origin.SYNTHETIC)
+            ]
+            self.features = features_of(manifest.vocabulary, manifest.carried_columns)
+            for computed in ("width", "height", "format"):  # not known without reading every file
+                del self.features[computed]
+            self._state = fingerprint(root, manifest)
+        else:
+            self.features = self._read(None).features or datasets.Features()
+        missing = [column for column in ("image", "label") if column not in self.features]
+        if missing:
+            raise UsageError(f"{self.name!r} has no column {', '.join(missing)}; it has {', '.join(self.features)}")
+
+    def __len__(self) -> int:
+        return len(self.column("label"))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self._records is not None:
+            yield from map(self._row_of_record, self._records)
+            return
+        with _finding(self._place, f"{self.track}/{self.split}"):
+            for row in self._read(None).cast_column("image", datasets.Image(decode=False)):
+                yield self._named(row)
+
+    def column(self, name: str) -> list[Any]:
+        """Every value of a column other than the images, which are not read; classes by name.
+
+        `label` is real or synthetic whatever the dataset calls them (see `labels.origin_named`).
+
+        Raises:
+            UsageError: no such column, or a label that means neither.
+        """
+        if name not in self.features or name == "image":
+            raise UsageError(f"{self.name!r} has no column {name!r}; it has {', '.join(self.features)}")
+        if name not in self._small:
+            if self._records is not None:
+                self._small[name] = [self._row_of_record(record)[name] for record in self._records]
+            else:
+                with _finding(self._place, f"{self.track}/{self.split}"):
+                    self._small[name] = [self._named(row)[name] for row in self._read([name])]
+        return self._small[name]
+
+    def record(self) -> dict[str, Any]:
+        """What a result says of the images it was measured on; see `dataset_record`."""
+        record = _record(self._place if Path(self._place).is_dir() else self.name, self.split, len(self))
+        columns = ("sha256", "label", "generator_family", "generator")
+        if all(column in self.features for column in columns) and None not in self.column("sha256"):
+            rows = zip(*(map(str, self.column(column)) for column in columns), strict=True)
+            record["fingerprint"] = content_fingerprint(list(rows))
+        elif self._records is not None:
+            record["fingerprint"] = self._state
+        else:
+            record["fingerprint"] = self._files_fingerprint()
+        if "source" in self.features:
+            record["corpus"] = corpus_of(dict.fromkeys(self.column("source")))
+        perturbed = Path(self._place) / "perturb_report.json"
+        if perturbed.is_file():
+            report = json.loads(perturbed.read_text(encoding="utf-8"))
+            record["perturbed"] = {key: report.get(key) for key in ("seed", "encoders", "digest")}
+        return record
+
+    def _read(self, columns: Sequence[str] | None) -> Any:
+        """A new iterable of datasets', of some columns or of all."""
+        if self._place == MINI:
+            rows = _mini().as_dataset(split=self.split)
+            if self.track is Track.IDENTIFICATION:
+                rows = rows.filter(_is_synthetic, input_columns="label")
+            return rows if columns is None else rows.select_columns(list(columns))
+        more = {} if columns is None else {"columns": list(columns)}
+        return datasets.load_dataset(
+            self._place, _config_of(self._place, self.track), split=self.split, streaming=True, **more
+        )
+
+    def _row_of_record(self, record: Record) -> dict[str, Any]:
+        return {
+            "image": {"bytes": None, "path": os.path.join(self._root, record.file)},  # noqa: PTH118 - 200,000 calls
+            **{column: getattr(record, column) for column in LABEL_COLUMNS},
+            **{column: getattr(record, column) for column in ("source", "license", "path", "sha256", "calibration")},
+            **dict(zip(self._carried, record.carried, strict=True)),
+        }
+
+    def _named(self, row: dict[str, Any]) -> dict[str, Any]:
+        row = with_names(row, self.features)
+        label = row.get("label")
+        if label is not None and label not in tuple(Origin):
+            origin = origin_named(str(label))
+            if origin is None:
+                raise UsageError(
+                    f"{self.name!r}: expected labels that mean real or synthetic, got {label!r}: rename the classes"
+                )
+            row["label"] = str(origin)
+        return row
+
+    def _files_fingerprint(self) -> str | None:
+        """Of a dataset without checksums: its files, as the Hub or the file system names their state."""
+        if self._place == MINI:
+            return None
+        builder = datasets.load_dataset_builder(self._place, _config_of(self._place, self.track))
+        files = (builder.config.data_files or {}).get(self.split)
+        state = [list(files or ()), getattr(files, "origin_metadata", None)]
+        return hashlib.sha256(json.dumps(state, default=str).encode()).hexdigest()[:16]
+
+
+def open_split(dataset: str | os.PathLike[str], split: str, track: Track | str = Track.DETECTION) -> RowStream:
+    """See `RowStream`."""
+    return RowStream(dataset, split, track)
+
+
+def splits_of(dataset: str | os.PathLike[str], track: Track | str = Track.DETECTION) -> tuple[str, ...]:
+    """The names of a dataset's splits.
+
+    Args:
+        dataset, track: see `RowStream`.
+
+    Raises:
+        DataNotFoundError: no such dataset.
+    """
+    place, track = _resolved(dataset), Track(track)
+    if _is_root(place):
+        records = open_root(place)[1].records
+        kept = (r for r in records if track is Track.DETECTION or r.label == Origin.SYNTHETIC)
+        return tuple(dict.fromkeys(record.split for record in kept))
+    with _finding(place, track.value):
+        if place == MINI:
+            return tuple(map(str, _mini().info.splits or ()))
+        return tuple(map(str, datasets.get_dataset_split_names(place, _config_of(place, track))))
+
+
+def _resolved(dataset: str | os.PathLike[str]) -> str:
+    name = os.fspath(dataset)
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if name != MINI and folder.is_dir() else name
+
+
+def _is_root(place: str) -> bool:
+    """Whether this is a folder of images with its annotations, and not a dataset built of one."""
+    folder = Path(place)
+    if not folder.is_dir() or any(folder.glob("data/*.parquet")):
+        return False
+    return looks_like_root(folder)
+
+
+def _config_of(place: str, track: Track) -> str | None:
+    """The config of a track, or the default one of a dataset that knows nothing of tracks."""
+    names = datasets.get_dataset_config_names(place)
+    if track.value in names or track is Track.IDENTIFICATION:
+        return track.value
+    return None
+
+
+def _mini() -> ImagiNet:
+    builder = ImagiNet(config_name=MINI)
+    builder.download_and_prepare()
+    return builder
+
+
+@contextmanager
+def _finding(name: str, what: str) -> Iterator[None]:
+    """Whatever looking for a dataset raises in here becomes one line."""
+    try:
+        yield
     except FileNotFoundError as error:  # datasets' own and the Hub's "not found" errors derive from it
+        if isinstance(error, DataNotFoundError):
+            raise
         raise DataNotFoundError(
             f"no dataset at {name!r} ({error}); expected a folder written by `imaginet build`, a Hub dataset id, "
             f"or {MINI!r}"
@@ -56,15 +270,13 @@ def load_rows(dataset: str | os.PathLike[str], track: Track | str, split: str) -
             f"{name!r} is no folder here, and the Hub could not be asked for it ({error}); "
             "check the name and the network"
         ) from error
+    except UsageError:
+        raise
     except ValueError as error:
         raise DataNotFoundError(
-            f"{name!r} has no {track.value}/{split} ({error}); expected a folder written by `imaginet build`, which "
+            f"{name!r} has no {what} ({error}); expected a folder written by `imaginet build`, which "
             "makes one of a folder of images"
         ) from error
-    missing = [column for column in ("image", *LABEL_COLUMNS) if column not in rows.column_names]
-    if missing:
-        raise UsageError(f"{name!r} has no column {', '.join(missing)}; it has {', '.join(rows.column_names)}")
-    return rows
 
 
 def _is_synthetic(label: int) -> bool:
@@ -150,13 +362,7 @@ def with_names(row: dict[str, Any], features: datasets.Features) -> dict[str, An
 
 def dataset_record(dataset: str | os.PathLike[str], rows: datasets.Dataset, split: str) -> dict[str, Any]:
     """What a model or a result says of the images it saw: name, split, number, and their content's fingerprint."""
-    name = os.fspath(dataset)
-    record: dict[str, Any] = {
-        # A folder's place on somebody's disk is nobody else's business.
-        "name": Path(name).resolve().name if Path(name).is_dir() else name,
-        "split": split,
-        "images": len(rows),
-    }
+    record = _record(os.fspath(dataset), split, len(rows))
     columns = ("sha256", "label", "generator_family", "generator")
     if all(column in rows.column_names for column in columns):
         small = rows.select_columns(list(columns))
@@ -165,3 +371,8 @@ def dataset_record(dataset: str | os.PathLike[str], rows: datasets.Dataset, spli
     if "source" in rows.column_names:
         record["corpus"] = corpus_of(values_of(rows, "source"))
     return record
+
+
+def _record(name: str, split: str, images: int) -> dict[str, Any]:
+    # A folder's place on somebody's disk is nobody else's business.
+    return {"name": Path(name).resolve().name if Path(name).is_dir() else name, "split": split, "images": images}

@@ -102,7 +102,7 @@ class Manifest:
         carried_columns: further columns of the table, in its order.
         lists: (file name, SHA-256) of each annotation file that was read.
         repeated_rows: how many rows said the same thing again and were merged (upstream's per-group test lists
-            draw real images with replacement).
+            name some real images several times).
     """
 
     records: tuple[Record, ...]

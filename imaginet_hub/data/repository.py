@@ -20,6 +20,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.utils import tqdm
@@ -34,7 +35,17 @@ from imaginet_hub.data.sources import corpus_of
 from imaginet_hub.errors import BuildError, UsageError
 from imaginet_hub.labels import LABEL_COLUMNS, Origin, Track
 
-__all__ = ["ROW_GROUP_BYTES", "SHARD_BYTES", "build_repository", "card_configs", "plan_split", "shuffle_buffer_size"]
+__all__ = [
+    "ROW_GROUP_BYTES",
+    "SHARD_BYTES",
+    "build_repository",
+    "card_configs",
+    "encoded",
+    "plan_split",
+    "shard_writer",
+    "shuffle_buffer_size",
+    "usable_target",
+]
 
 ROW_GROUP_BYTES = 25_000_000
 SHARD_BYTES = 500_000_000
@@ -192,12 +203,7 @@ def build_repository(
         DataNotFoundError, AnnotationError: see `open_root`.
     """
     root_path, manifest = open_root(root, annotations)
-    target = Path(out).expanduser().resolve()  # through links, so that the data lands on the disk that was meant
-    try:  # now, not after hours of looking at images
-        folders.restore(target)
-        _check_target(target, root_path, overwrite)
-    except OSError as error:
-        raise BuildError(f"{target} cannot be written ({error}); choose another folder") from error
+    target = usable_target(out, root_path, BUILD_REPORT, overwrite)  # now, not after hours of looking at images
     if row_group_bytes < 1 or shard_bytes < 1:
         raise UsageError("row_group_bytes and shard_bytes: expected positive numbers of bytes")
     result = scan(
@@ -239,7 +245,7 @@ def build_repository(
             def rows_of(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
                 for record in records:
                     row = row_of(record, root_path, manifest.carried_columns, result.facts[record.file])
-                    yield _encoded(row, features)
+                    yield encoded(row, features)
 
             with tqdm(total=len(result.kept), desc="Writing Parquet", unit="img") as bar:
                 threads = num_proc or min(_MOST_WRITERS, os.cpu_count() or 1)
@@ -256,16 +262,37 @@ def build_repository(
     return report
 
 
-def _check_target(target: Path, root: Path, overwrite: bool) -> None:
-    if target == root.resolve() or target in root.resolve().parents:
-        raise BuildError(f"{target} is ROOT or holds it; choose another folder for the built dataset")
-    folders.check_writable(target)
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not (target / BUILD_REPORT).is_file():
-        raise BuildError(f"{target} is there and is not a dataset that was built by this command; choose another name")
-    if not overwrite:
-        raise BuildError(f"{target} already holds a built dataset; choose another name, or pass --overwrite")
+def usable_target(
+    out: str | os.PathLike[str], source: Path | None, report: str, overwrite: bool, what: str = "ROOT"
+) -> Path:
+    """The folder that may be written, or written again, through links: so the data lands on the disk that was meant.
+
+    Args:
+        out: as the user names it.
+        source: a folder that must not be in it, if there is one.
+        report: the file by which a folder is known as one that the same command wrote.
+        overwrite: whether such a folder may be replaced.
+        what: what to call `source` in errors.
+
+    Raises:
+        BuildError: it may not be replaced, or cannot be written.
+    """
+    target = Path(out).expanduser().resolve()
+    try:
+        folders.restore(target)
+        if source is not None and target in (source.resolve(), *source.resolve().parents):
+            raise BuildError(f"{target} is {what} or holds it; choose another folder for the built dataset")
+        folders.check_writable(target)
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            if not (target / report).is_file():
+                raise BuildError(
+                    f"{target} is there and is not a dataset that was built by this command; choose another name"
+                )
+            if not overwrite:
+                raise BuildError(f"{target} already holds a built dataset; choose another name, or pass --overwrite")
+    except OSError as error:
+        raise BuildError(f"{target} cannot be written ({error}); choose another folder") from error
+    return target
 
 
 def _by_split(result: Scan, splits: Sequence[str]) -> dict[str, list[Sized]]:
@@ -379,8 +406,15 @@ def _one_ahead(
 
 
 def _write_shard(file: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    with shard_writer(file, schema) as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=table.num_rows)
+
+
+def shard_writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A Parquet file of rows with images; to be told of every row group's size."""
     small = [name for name in schema.names if name != "image"]
-    with pq.ParquetWriter(
+    return pq.ParquetWriter(
         file,
         schema,
         # Image bytes do not compress; statistics of `label` are what lets a filter skip row groups.
@@ -389,10 +423,14 @@ def _write_shard(file: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> N
         write_statistics=small,
         # Byte ranges cut by content: an edited dataset re-uploads only what changed.
         use_content_defined_chunking=True,
-    ) as writer:
-        for table in tables:
-            writer.write_table(table, row_group_size=table.num_rows)
+    )
 
 
-def _encoded(row: dict[str, Any], features: Any) -> dict[str, Any]:
-    return {**row, **{column: features[column].str2int(row[column]) for column in LABEL_COLUMNS}}
+def encoded(row: dict[str, Any], features: datasets.Features) -> dict[str, Any]:
+    """A row with the ids of its classes in place of their names, as it is stored."""
+    return {
+        column: features[column].str2int(value)
+        if isinstance(features[column], datasets.ClassLabel) and value is not None
+        else value
+        for column, value in row.items()
+    }

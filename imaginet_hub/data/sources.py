@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 __all__ = [
     "FFHQ_INDEX",
     "FFHQ_LIST",
+    "IMAGINET",
     "KNOWN_CORRUPT",
     "LISTS",
     "MINI_SOURCE",
@@ -541,6 +542,10 @@ KNOWN_CORRUPT: dict[str, str] = {
 _BY_FOLDER: dict[str, Source] = {folder: source for source in SOURCES for folder in source.folders}
 
 
+#: What `corpus_of` says of ImagiNet's own images.
+IMAGINET = "ImagiNet"
+
+
 def corpus_of(sources: Iterable[str]) -> str:
     """What a set of images is, by the values of their `source` column.
 
@@ -550,7 +555,7 @@ def corpus_of(sources: Iterable[str]) -> str:
     present = set(sources)
     if present == {MINI_SOURCE}:
         return "mini"
-    return "ImagiNet" if present and present <= {source.key for source in SOURCES} else "own images"
+    return IMAGINET if present and present <= {source.key for source in SOURCES} else "own images"
 
 
 def source_named(key: str) -> Source | None:

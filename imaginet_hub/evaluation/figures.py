@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,24 +20,57 @@ from PIL import Image
 
 from imaginet_hub.errors import UsageError, require
 from imaginet_hub.evaluation.detection import GENERATOR_COLUMNS
+from imaginet_hub.evaluation.mistakes import Mistake
 from imaginet_hub.evaluation.report import Results, interval_text
+from imaginet_hub.evaluation.spectra import Spectrum
 from imaginet_hub.labels import Origin, Track
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["contact_sheet", "detection_figure", "identification_figure", "save_figure"]
+__all__ = [
+    "comparison_figure",
+    "contact_sheet",
+    "detection_figure",
+    "identification_figure",
+    "mistakes_figure",
+    "reliability_figure",
+    "roc_figure",
+    "save_figure",
+    "spectra_figure",
+]
 
 # Okabe & Ito's palette (2008): distinct under every common colour vision deficiency, and in grey.
 _REAL, _SYNTHETIC, _GREY = "#0072B2", "#D55E00", "#6E6E6E"
 
+#: Colour and dashes of curves, so that neither is needed to tell them apart.
+_STYLES = (
+    ("#0072B2", (0, ())),
+    ("#D55E00", (0, (5, 1.5))),
+    ("#009E73", (0, (1.2, 1.2))),
+    ("#CC79A7", (0, (6, 1.5, 1.2, 1.5))),
+    ("#E69F00", (0, (3, 1))),
+    ("#56B4E9", (0, (6, 1.5, 1.2, 1.5, 1.2, 1.5))),
+    ("#6E6E6E", (0, (9, 2))),
+    ("#000000", (0, (3, 3))),
+)
+
 #: Groups of fewer synthetic images are drawn pale: their intervals promise too much.
 _FEW = 10
 
+#: Groups beyond these are counted, not drawn: nobody reads a taller picture.
+_MOST_GROUPS = 60
+
+#: Metrics of which the smaller value is the better one.
+_LESS_IS_BETTER = ("eer", "ece", "brier", "nll")
+
+#: Bins of a reliability diagram, those of the calibration error.
+_BINS = 15
+
 
 def detection_figure(results: Results) -> Figure:
-    """ROC curve with a logarithmic false positive axis, scores of both classes, balanced accuracy by generator.
+    """An overview: ROC curve with a logarithmic false positive axis, reliability, scores of both classes, groups.
 
     Args:
         results: of the detection track, with `per_image`.
@@ -44,31 +79,95 @@ def detection_figure(results: Results) -> Figure:
         UsageError: results of the other track, or without the scores of each image.
         MissingExtraError: matplotlib is not installed.
     """
-    _check_track(results, Track.DETECTION)
-    if results.per_image is None:
-        raise UsageError("expected results with the scores of each image (per_image): write them with per_image=True")
+    real, synthetic = _scores(results)
     figure = _figure()
     column = next((name for name in (*reversed(GENERATOR_COLUMNS), *results.by) if results.by.get(name)), None)
     groups = results.by[column] if column else {}
-    if len(groups) <= 12:
-        figure.set_size_inches(15, 4.6)
-        panels = figure.subplot_mosaic([["roc", "scores", "groups"]])
+    halves: Any = figure.subfigures(1, 2)
+    left, right = halves
+    if len(groups) <= 15:
+        figure.set_size_inches(13, 9.6)
+        roc, scores = left.subplots(2, 1, height_ratios=[4.6, 4])
+        diagram, counts, bars = right.subplots(3, 1, height_ratios=[3.6, 1, 4])
     else:
-        figure.set_size_inches(11, max(8.4, 1.6 + 0.26 * len(groups)))
-        panels = figure.subplot_mosaic([["roc", "groups"], ["scores", "groups"]])
-    position = results.names.index(Origin.SYNTHETIC)
-    scores = np.array([entry["scores"][position] for entry in results.per_image])
-    synthetic = np.array([entry["label"] == Origin.SYNTHETIC for entry in results.per_image])
-    threshold = 0.5 if results.threshold is None else results.threshold
-    _draw_roc(panels["roc"], scores[~synthetic], scores[synthetic], threshold, results.metrics["auc"])
-    _draw_scores(panels["scores"], scores[~synthetic], scores[synthetic], threshold)
-    _draw_groups(panels["groups"], groups, column or "group", results.metrics["balanced_accuracy"])
+        figure.set_size_inches(13, max(13.5, 2 + 0.26 * min(len(groups), _MOST_GROUPS)))
+        roc, diagram, counts, scores = left.subplots(4, 1, height_ratios=[4.4, 3.6, 1, 3.4])
+        bars = right.subplots()
+    _draw_roc(roc, results, real, synthetic)
+    if roc.lines:
+        good = results.metrics["auc"]["value"] or 0
+        roc.legend(loc="lower right" if good > 0.85 else "upper left", fontsize="small")
+    roc.set_title(f"ROC, AUC {interval_text(results.metrics['auc'])}", fontsize="medium")
+    _draw_reliability(diagram, counts, results)
+    _draw_scores(scores, real, synthetic, _threshold(results))
+    _draw_groups(bars, groups, column or "group", results.metrics["balanced_accuracy"])
+    figure.suptitle(_title(results))
+    return figure
+
+
+def roc_figure(results: Results) -> Figure:
+    """ROC curves of all synthetic images and of each generator family, with a logarithmic false positive axis.
+
+    Marked: the threshold, and the shares found at 1 % and 0.1 % false positives with their intervals. Hatched: false
+    positive rates below that of a single real image, of which these results say nothing. Of many families the lowest
+    are drawn in colour.
+
+    Args:
+        results: of the detection track, with `per_image`; families need one of the columns generator_family and
+            generator among those reported by.
+
+    Raises:
+        UsageError, MissingExtraError: as `detection_figure`.
+    """
+    real, synthetic = _scores(results)
+    figure = _figure()
+    figure.set_size_inches(10.5, 5.8)
+    axes = figure.subplots()
+    column = next((name for name in GENERATOR_COLUMNS if results.by.get(name)), None)
+    curves: dict[str, NDArray[np.float64]] = {}
+    labels: dict[str, str] = {}
+    if column and len(results.by[column]) > 1:
+        by = results.by[column]
+        position = results.names.index(Origin.SYNTHETIC)
+        parts: dict[str, list[float]] = {}
+        for entry in results.per_image or ():
+            if entry["label"] == Origin.SYNTHETIC:
+                parts.setdefault(entry["columns"][column], []).append(entry["scores"][position])
+        for name in sorted(parts, key=lambda name: by[name]["metrics"]["auc"]["value"] or 0):
+            curves[name] = np.array(parts[name])
+            auc = interval_text(by[name]["metrics"]["auc"])
+            labels[name] = f"{_short(name)} ({len(parts[name]):,}), AUC {auc}"
+    everything = f"all generators ({synthetic.size:,}), AUC {interval_text(results.metrics['auc'])}"
+    _draw_roc(axes, results, real, synthetic, curves, labels, everything)
+    if axes.lines:
+        figure.legend(loc="outside right upper", fontsize="small", frameon=False, alignment="left")
+    axes.set_title(_title(results))
+    return figure
+
+
+def reliability_figure(results: Results) -> Figure:
+    """How often answers are right against how probable they are said to be, in the bins of the calibration error.
+
+    The answer is the most probable class, whatever the threshold; bars are Wilson's 95 % intervals.
+
+    Args:
+        results: of either track, with `per_image`.
+
+    Raises:
+        UsageError: results without the scores of each image.
+        MissingExtraError: matplotlib is not installed.
+    """
+    _check_scores(results)
+    figure = _figure()
+    figure.set_size_inches(6, 6.6)
+    diagram, counts = figure.subplots(2, 1, height_ratios=[3.4, 1])
+    _draw_reliability(diagram, counts, results)
     figure.suptitle(_title(results))
     return figure
 
 
 def identification_figure(results: Results) -> Figure:
-    """The confusion matrix: rows are true families, with counts and the share of each row.
+    """The confusion matrix: rows are true families, with counts and, up to 8 classes, the share of each row.
 
     Args:
         results: of the identification track.
@@ -83,18 +182,31 @@ def identification_figure(results: Results) -> Figure:
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
     k = len(results.names)
-    figure.set_size_inches(3.2 + 0.95 * k, 2.4 + 0.75 * k)
+    few = k <= 8
+    figure.set_size_inches(*((3.2 + 0.95 * k, 2.4 + 0.75 * k) if few else (4 + 0.46 * k, 3 + 0.46 * k)))
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (true, answer), count in np.ndenumerate(counts):
-        text = f"{count:,}\n{shares[true, answer]:.0%}" if totals[true] else "0"
-        dark = shares[true, answer] > 0.7
-        weight = "bold" if true == answer else "normal"
-        axes.text(answer, true, text, ha="center", va="center", color="white" if dark else "black", weight=weight)
+        text = f"{count:,}\n{shares[true, answer]:.0%}" if few and totals[true] else f"{count:,}"
+        axes.text(
+            answer,
+            true,
+            text if few or count else "·",
+            ha="center",
+            va="center",
+            fontsize="medium" if few else "small",
+            color="white" if shares[true, answer] > 0.6 else "black",
+            weight="bold" if true == answer else "normal",
+        )
     axes.set_xticks(
-        range(k), [_short(name) for name in results.names], rotation=30, ha="right", rotation_mode="anchor"
+        range(k),
+        [_short(name) for name in results.names],
+        rotation=30 if few else 60,
+        ha="right",
+        rotation_mode="anchor",
     )
-    axes.set_yticks(range(k), [f"{_short(name)}\n{_recall(results.recall[name])}" for name in results.names])
+    between = "\n" if few else "  "
+    axes.set_yticks(range(k), [f"{_short(name)}{between}{_recall(results.recall[name])}" for name in results.names])
     axes.set_xlabel("answer")
     axes.set_ylabel("true family, with its recall")
     majority = results.baselines["majority"]
@@ -139,11 +251,148 @@ def contact_sheet(images: Sequence[Image.Image], titles: Sequence[str] | None = 
     return figure
 
 
+def comparison_figure(results: Results) -> Figure:
+    """How much better or worse a model is than another on the same images, with paired intervals.
+
+    Args:
+        results: with a `comparison`.
+
+    Raises:
+        UsageError: results without one.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if results.comparison is None:
+        raise UsageError("expected results with a comparison: evaluate against another detector")
+    mcnemar = results.comparison["mcnemar"]
+    differences = {name: d for name, d in results.comparison["differences"].items() if d["value"] is not None}
+    figure = _figure()
+    figure.set_size_inches(8, 1.9 + 0.36 * max(1, len(differences)))
+    axes = figure.subplots()
+    for row, (name, difference) in enumerate(reversed(differences.items())):
+        better = difference["value"] * (-1 if name in _LESS_IS_BETTER else 1) > 0
+        if difference["low"] is not None:
+            axes.plot([difference["low"], difference["high"]], [row, row], color="black", linewidth=2, marker="|")
+        axes.plot(difference["value"], row, "o" if better else "s", color=_REAL if better else _SYNTHETIC, zorder=3)
+    axes.axvline(0, color=_GREY, linestyle=":")
+    labels = [f"{name.replace('_', ' ')}{' *' * (name in _LESS_IS_BETTER)}" for name in reversed(differences)]
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(-0.6, max(1, len(labels)) - 0.4)
+    reach = max((abs(end) for d in differences.values() for end in d.values() if end is not None), default=0)
+    axes.set_xlim(-1.1 * (reach or 0.1), 1.1 * (reach or 0.1))
+    axes.set_xlabel("difference (round: better, square: not; * less is better)")
+    other = _short(str(results.comparison.get("other", {}).get("name", "the other")), 36)
+    axes.set_title(
+        f"minus {other}\nright where the other is wrong: {mcnemar['only_a_right']:,}, wrong where it is right: "
+        f"{mcnemar['only_b_right']:,} (McNemar p = {mcnemar['p_value']:.3g})",
+        fontsize="medium",
+    )
+    figure.suptitle(_title(results))
+    return figure
+
+
+def mistakes_figure(mistakes: Mapping[str, Sequence[Mistake]]) -> Figure:
+    """A contact sheet: one row of pictures for each group, the worst mistakes first.
+
+    Args:
+        mistakes: group -> its mistakes, as `Mistakes.by_group` gives them; groups without any are named below.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = _figure()
+    shown = {group: part for group, part in mistakes.items() if part}
+    none = [_short(group) for group, part in mistakes.items() if not part]
+    if none or not shown:
+        figure.supxlabel(f"no mistakes{': ' if none else ''}{', '.join(none)}", fontsize="small", wrap=True)
+    if not shown:
+        figure.set_size_inches(6, 1)
+        return figure
+    columns = max(map(len, shown.values()))
+    figure.set_size_inches(1.6 + 1.75 * columns, 0.3 + 2.05 * len(shown))
+    grid: NDArray[Any] = figure.subplots(len(shown), columns + 1, squeeze=False, width_ratios=[0.8] + [1] * columns)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, (group, part) in zip(grid, shown.items(), strict=True):
+        row[0].text(0, 0.5, _wrapped(group, 14), va="center", weight="bold", transform=row[0].transAxes)
+        for axes, mistake in zip(row[1:], part, strict=False):
+            axes.imshow(np.asarray(mistake.thumbnail.convert("RGB")))
+            axes.set_title(f"{mistake.probability:.3f} {_short(mistake.answer, 14)}", fontsize="small", pad=3)
+            tail = mistake.path if len(mistake.path) <= 24 else "…" + mistake.path[-23:]
+            axes.text(0.5, -0.03, _literal(tail), ha="center", va="top", fontsize=6, transform=axes.transAxes)
+    return figure
+
+
+def spectra_figure(spectra: Mapping[str, Spectrum]) -> Figure:
+    """Mean spectra: that of real images, and how each generator's differs from it, in decibels.
+
+    Grids of points are traces of upsampling. What differs by less than 5.6 / sqrt(n) dB between single frequencies of
+    groups of n images is noise.
+
+    Args:
+        spectra: group -> spectrum, as `MeanSpectra.result` gives them. Without the group "real" all are shown as
+            they are.
+
+    Raises:
+        UsageError: no spectra, or of different sizes.
+        MissingExtraError: matplotlib is not installed.
+    """
+    sizes = {len(spectrum.decibels) for spectrum in spectra.values()}
+    if len(sizes) != 1:
+        raise UsageError(f"expected spectra of one size, got {sorted(sizes) or 'none'}")
+    (size,) = sizes
+    real = spectra.get(Origin.REAL)
+    others = [group for group in spectra if group != Origin.REAL]
+    absolute = [Origin.REAL] if real else others
+    shown = {group: spectra[group].decibels for group in absolute}
+    shown |= {group: spectra[group].decibels - real.decibels for group in others if real}
+    low, high = np.percentile([shown[group] for group in absolute], [0.5, 99.8])
+    reach = max((float(np.percentile(np.abs(shown[group]), 99.5)) for group in others if real), default=0)
+    reach = min(max(reach, 3.0), 15.0)
+    figure = _figure()
+    columns = min(6, max(3, len(shown)))
+    rows = math.ceil(len(shown) / columns)
+    figure.set_size_inches(2.1 * columns + 1.6, 2.4 * rows + 3.4)
+    halves: Any = figure.subfigures(2, 1, height_ratios=[2.4 * rows, 3.4])
+    above, below = halves
+    grid: NDArray[Any] = above.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    scales: dict[str, Any] = {}
+    for axes, (group, values) in zip(grid.flat, shown.items(), strict=False):
+        if group in absolute:
+            scales["power, dB"] = axes.imshow(values, cmap="cividis", vmin=low, vmax=high)
+        else:
+            scales["against real, dB"] = axes.imshow(values, cmap="PuOr_r", vmin=-reach, vmax=reach)
+        axes.set_title(f"{_short(group, 20)} ({spectra[group].images:,})", fontsize="small")
+    for label, scale in scales.items():
+        bar = {"shrink": min(0.85, 2 / rows), "anchor": (0, 1), "pad": 0.01, "aspect": 18}
+        above.colorbar(scale, ax=grid, label=label, extend="both", **bar)
+    axes = below.subplots()
+    curves = {group: spectra[group].radial - (real.radial if real else 0) for group in others}
+    certain = {group: float(np.abs(curves[group][2:]).max()) * spectra[group].images ** 0.5 for group in others}
+    if real:
+        axes.axhline(0, color="black", linewidth=1, label=str(Origin.REAL))
+    for group, style in _styled(sorted(others, key=lambda group: -certain[group])).items():
+        axes.plot(np.arange(size // 2 + 1) / size, curves[group], **style)
+    axes.set_xlim(0, 0.5)
+    axes.set_xlabel("frequency, cycles a pixel (mean over directions)")
+    axes.set_ylabel("against real, dB" if real else "power, dB")
+    below.legend(loc="outside right upper", fontsize="small", frameon=False)
+    return figure
+
+
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure in the format that the file name ends in (png, svg, pdf); parent folders are created."""
+    """Write a figure in the format that the file name ends in (png, svg, pdf); parent folders are created.
+
+    The same figure gives the same bytes. Text in an SVG stays text.
+    """
+    import matplotlib as mpl
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "imaginet"}):
+        figure.savefig(path, dpi=150, metadata=dated)
 
 
 def _figure() -> Figure:
@@ -158,59 +407,216 @@ def _check_track(results: Results, track: Track) -> None:
         raise UsageError(f"expected results of the {track} track, got {results.track}")
 
 
+def _check_scores(results: Results) -> None:
+    if results.per_image is None:
+        raise UsageError("expected results with the scores of each image (per_image): write them with per_image=True")
+
+
+def _scores(results: Results) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probabilities of synthetic of the real and of the synthetic rows."""
+    _check_track(results, Track.DETECTION)
+    _check_scores(results)
+    position = results.names.index(Origin.SYNTHETIC)
+    rows = results.per_image or ()
+    real, synthetic = (
+        np.array([entry["scores"][position] for entry in rows if entry["label"] == origin], dtype=np.float64)
+        for origin in Origin
+    )
+    return real, synthetic
+
+
+def _threshold(results: Results) -> float:
+    return 0.5 if results.threshold is None else results.threshold
+
+
 def _title(results: Results) -> str:
     model, dataset = (str(part.get("name", "")) for part in (results.model, results.dataset))
-    subject = " on ".join(filter(None, (model, dataset))) or results.track
+    subject = " on ".join(_short(name, 36) for name in (model, dataset) if name) or results.track
     left_out = len(results.skipped) + sum(results.unknown_classes.values())
-    return f"{_literal(subject)} ({results.n:,} images{f', {left_out:,} left out' if left_out else ''})"
+    return f"{subject} ({results.n:,} images{f', {left_out:,} left out' if left_out else ''})"
 
 
-def _recall(metric: dict[str, float | None]) -> str:
+def _recall(metric: Mapping[str, float | None]) -> str:
     value, low, high = metric["value"], metric["low"], metric["high"]
     if value is None:
         return "no rows"
     return f"{value:.0%}" + ("" if low is None or high is None else f" [{low:.0%}, {high:.0%}]")
 
 
-def _short(name: str, length: int = 22) -> str:
-    return _literal(name if len(name) <= length else name[: length - 1] + "…")
+def _short(name: str, length: int = 26) -> str:
+    return _literal(_cut(name, length))
+
+
+def _wrapped(name: str, width: int) -> str:
+    """A name over up to three lines."""
+    return "\n".join(_literal(line) for line in textwrap.wrap(_cut(name, 3 * width - 6), width))
+
+
+def _cut(name: str, length: int) -> str:
+    """A name without its middle: what tells names apart is often at their end."""
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[: length - 1 - half]}…{name[-half:]}"
 
 
 def _literal(text: str) -> str:
-    """Text from data: matplotlib is not to read formulas in it."""
-    return text.replace("$", r"\$")
+    """Text from data: matplotlib is not to read formulas in it, and an SVG holds no control characters."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text).replace("$", r"\$")
+
+
+def _styled(names: Sequence[str], labels: Mapping[str, str] = MappingProxyType({})) -> dict[str, dict[str, Any]]:
+    """How to draw many curves: the first in colour and with dashes of their own, further ones alike and pale."""
+    drawn: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(names):
+        label = labels.get(name, _short(name))
+        label = f" {label}" if label.startswith("_") else label  # matplotlib hides such labels
+        if number < len(_STYLES):
+            color, dashes = _STYLES[number]
+            drawn[name] = {"color": color, "linestyle": dashes, "linewidth": 1.8, "label": label, "zorder": 2.5}
+        else:
+            rest = len(names) - number
+            label = f"{rest} other{'s' * (rest > 1)}" if number == len(_STYLES) else "_"
+            drawn[name] = {"color": "#BBBBBB", "linewidth": 0.8, "label": label, "zorder": 2}
+    return drawn
 
 
 def _draw_roc(
     axes: Axes,
+    results: Results,
     real: NDArray[np.float64],
     synthetic: NDArray[np.float64],
-    threshold: float,
-    auc: dict[str, float | None],
+    groups: Mapping[str, NDArray[np.float64]] = MappingProxyType({}),
+    labels: Mapping[str, str] = MappingProxyType({}),
+    everything: str = "all generators",
 ) -> None:
-    axes.set_title(f"ROC, AUC {interval_text(auc)}", fontsize="medium")
+    """The curve of all synthetic scores and those of groups of them, each against all real rows.
+
+    Args:
+        axes: to draw on.
+        results: for the threshold and for the shares at low rates.
+        real, synthetic: scores of all rows of each class.
+        groups: name -> scores of its synthetic rows.
+        labels: of the groups' curves, for the legend.
+        everything: label of the curve of all rows.
+    """
     axes.set_xlabel("real images called synthetic (FPR)")
     axes.set_ylabel("synthetic images found (TPR)")
     axes.set_ylim(0, 1.02)
     if not (real.size and synthetic.size):
         axes.text(0.5, 0.5, "one class only", ha="center", va="center", transform=axes.transAxes)
         return
-    thresholds = np.unique(np.concatenate([real, synthetic, [threshold]]))[::-1]
-    fpr, tpr = (1 - np.searchsorted(np.sort(part), thresholds, side="left") / part.size for part in (real, synthetic))
-    left = min(0.5 / real.size, 0.005)  # where no false positive is drawn: half of the smallest rate there is
+    left = min(0.5 / real.size, 0.0005)  # where no false positive is drawn
     axes.set_xscale("log")
     axes.set_xlim(left, 1)
-    chance = np.geomspace(left, 1, 200)
-    axes.plot(chance, chance, color=_GREY, linestyle=":", label="chance")
-    fpr, tpr = np.append(fpr, 1.0), np.append(tpr, 1.0)
-    axes.step(np.maximum(fpr, left), tpr, where="post", color="black", label="detector")
-    axes.axvline(0.01, color=_GREY, linewidth=0.8, linestyle="--")
-    axes.text(0.01, 0.06, " 1 % FPR", color=_GREY, fontsize="small")
-    at = int(np.flatnonzero(thresholds == threshold)[0])
-    axes.plot(
-        max(fpr[at], left), tpr[at], "o", color=_SYNTHETIC, clip_on=False, zorder=3, label=f"threshold {threshold:g}"
+    axes.axvspan(
+        left,
+        1 / real.size,
+        facecolor="none",
+        edgecolor="#C8C8C8",
+        hatch="///",
+        linewidth=0,
+        label=f"below 1 of {real.size:,} real images",
     )
-    axes.legend(loc="center left", fontsize="small")
+    chance = np.geomspace(left, 1, 200)
+    axes.plot(chance, chance, color=_GREY, linestyle=":", linewidth=1, label="chance")
+    fpr, tpr = _roc(real, synthetic)
+    axes.step(np.maximum(fpr, left), tpr, where="post", color="black", linewidth=2.2, zorder=2.8, label=everything)
+    for name, style in _styled(list(groups), labels).items():
+        fpr, tpr = _roc(real, groups[name])
+        axes.step(np.maximum(fpr, left), tpr, where="post", **style)
+    threshold = _threshold(results)
+    axes.plot(
+        max(float(np.mean(real >= threshold)), left),
+        np.mean(synthetic >= threshold),
+        "o",
+        color="black",
+        markerfacecolor="white",
+        markersize=8,
+        clip_on=False,
+        zorder=4,
+        label=f"threshold {threshold:.3g}",
+    )
+    for rate, key, marker in ((0.01, "tpr_at_fpr_1", "s"), (0.001, "tpr_at_fpr_0_1", "D")):
+        found = results.metrics.get(key)
+        if found is None or found["value"] is None:
+            continue
+        axes.axvline(rate, color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
+        low, high = (found["value"] if end is None else end for end in (found["low"], found["high"]))
+        axes.vlines(rate, low, high, color=_SYNTHETIC, linewidth=3, zorder=3)
+        axes.plot(
+            rate,
+            found["value"],
+            marker,
+            color=_SYNTHETIC,
+            clip_on=False,
+            zorder=4,
+            label=f"at {rate * 100:g} % FPR: {interval_text(found)}",
+        )
+
+
+def _roc(real: NDArray[np.float64], synthetic: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rates (points,) of false and of true positives at every threshold, from none called synthetic to all."""
+    thresholds = np.unique(np.concatenate([real, synthetic]))[::-1]
+    fpr, tpr = (
+        1 - np.searchsorted(np.sort(part), np.append(np.inf, thresholds), side="left") / part.size
+        for part in (real, synthetic)
+    )
+    return fpr, tpr
+
+
+def _draw_reliability(diagram: Axes, counts: Axes, results: Results) -> None:
+    rows = [entry for entry in results.per_image or () if entry["label"] in results.names]
+    scores = np.array([entry["scores"] for entry in rows])
+    truth = np.array([results.names.index(entry["label"]) for entry in rows])
+    highest, right = scores.max(axis=1), scores.argmax(axis=1) == truth
+    bins = np.searchsorted(np.arange(1, _BINS) / _BINS, highest)
+    total = np.bincount(bins, minlength=_BINS)
+    used = np.flatnonzero(total)
+    share, said = (np.bincount(bins, values, minlength=_BINS)[used] / total[used] for values in (right, highest))
+    low, high = _wilson(share, total[used])
+    width = 1 / _BINS
+    start = used[0] * width
+    diagram.bar(
+        (used + 0.5) * width, share, width, color=_REAL, alpha=0.35, edgecolor=_REAL, label="share that is right"
+    )
+    diagram.bar(
+        (used + 0.5) * width,
+        said - share,
+        width,
+        bottom=share,
+        facecolor="none",
+        edgecolor=_SYNTHETIC,
+        hatch="///",
+        linewidth=0.8,
+        label="gap to the probability",
+    )
+    diagram.vlines((used + 0.5) * width, low, high, color="black", linewidth=1.5)
+    diagram.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1)
+    diagram.set_xlim(start, 1)
+    diagram.set_ylim(0, 1.02)
+    diagram.set_ylabel("share of answers that are right")
+    stated = (f"{name} {interval_text(results.metrics.get(key))}" for key, name in _CALIBRATION.items())
+    diagram.set_title("Reliability\n" + ", ".join(stated), fontsize=9.5)
+    diagram.tick_params(labelbottom=False)
+    diagram.legend(loc="lower right", fontsize="small")
+    counts.bar((used + 0.5) * width, total[used], width, color=_GREY, alpha=0.6, edgecolor=_GREY)
+    for place, count in zip((used + 0.5) * width, total[used], strict=True):
+        counts.annotate(f"{count:,}", (place, count), (0, 1), textcoords="offset points", ha="center", fontsize=7)
+    counts.set_xlim(start, 1)
+    counts.set_ylim(0, 1.3 * total.max())
+    counts.set_xlabel("probability of the answer")
+    counts.set_ylabel("images")
+
+
+#: What the title of a reliability diagram states.
+_CALIBRATION = {"ece": "ECE", "brier": "Brier", "nll": "NLL"}
+
+
+def _wilson(share: NDArray[np.float64], n: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Wilson's 95 % interval of a share (1927, JASA 22): it has a width where the share is 0 or 1."""
+    z = 1.959964
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return centre - half, centre + half
 
 
 def _draw_scores(axes: Axes, real: NDArray[np.float64], synthetic: NDArray[np.float64], threshold: float) -> None:
@@ -234,6 +640,8 @@ def _draw_scores(axes: Axes, real: NDArray[np.float64], synthetic: NDArray[np.fl
 def _draw_groups(axes: Axes, groups: dict[str, dict[str, Any]], column: str, overall: dict[str, float | None]) -> None:
     shown = {name: part for name, part in groups.items() if part["metrics"]["balanced_accuracy"]["value"] is not None}
     ordered = sorted(shown, key=lambda name: shown[name]["metrics"]["balanced_accuracy"]["value"])
+    more = len(ordered) - _MOST_GROUPS
+    ordered = ordered[:_MOST_GROUPS]
     for row, name in enumerate(ordered):
         metric, few = shown[name]["metrics"]["balanced_accuracy"], shown[name]["n_synthetic"] < _FEW
         axes.barh(row, metric["value"], color=_REAL, alpha=0.25 if few else 0.75)
@@ -243,7 +651,13 @@ def _draw_groups(axes: Axes, groups: dict[str, dict[str, Any]], column: str, ove
     axes.set_yticks(range(len(ordered)), labels, fontsize="small")
     axes.axvline(0.5, color=_GREY, linestyle=":")
     axes.set_xlim(0, 1)
-    axes.set_title(f"By {column.replace('_', ' ')}; overall {interval_text(overall)}", fontsize="medium")
+    which = f", the lowest {_MOST_GROUPS} of {len(shown)}" if more > 0 else ""
+    axes.set_title(
+        f"By {_short(column.replace('_', ' '))}{which}; overall {interval_text(overall)}", fontsize="medium"
+    )
     pale = any(part["n_synthetic"] < _FEW for part in shown.values())
     axes.set_xlabel(f"balanced accuracy (dotted: chance{f'; pale: fewer than {_FEW} images' if pale else ''})")
-    axes.set_ylim(-0.6, max(len(ordered), 1) - 0.4)
+    spare = max(0, 6 - len(ordered)) / 2  # two bars are not to fill the panel
+    axes.set_ylim(-0.6 - spare, len(ordered) - 0.4 + spare)
+    if not ordered:
+        axes.text(0.5, 0.5, "no group with both classes", ha="center", va="center", transform=axes.transAxes)

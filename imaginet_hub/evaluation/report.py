@@ -1,54 +1,67 @@
 """From rows of a dataset and a prediction function to one results file. No model and no torch in here.
 
-A results file is a JSON object, version 1, with these keys in this order; what is undefined (NaN) is null:
+A results file is a JSON object of `results.schema.json` (beside this module; version 2), with these keys in this
+order; what is undefined (NaN) is null:
 
-- `schema_version`: 1.
+- `schema_version`: 2.
 - `track`: "detection" or "identification"; `names`: its classes, in the order of the scores.
-- `model`, `dataset`: objects that the caller fills (name, revision, fingerprint, split, ...).
-- `preprocessing`: `crop_size` (pixels or null) and `equalize` (such as "jpeg:90", or null), applied before prediction.
+- `model`, `dataset`: objects that the caller fills (name, kind, fingerprint, split, ...).
+- `preprocessing`: `crop_size` and `resize` (pixels or null) and `equalize` (such as "jpeg:90", or null), applied
+  before prediction.
 - `threshold`: lowest score called synthetic (detection), else null.
 - `bootstrap`: `n_resamples`, `confidence`, `seed` of every interval.
 - `n`: rows measured; `class_counts`: {name: rows}.
 - `skipped`: rows that could not be read, [{"row", "path", "reason"}]; they are not part of `n`.
 - `unknown_classes`: {class: rows} whose class is none of `names` (identification); not part of `n` either.
+- `unknown`: how well these rows are told from the known ones: {"score", "n_known", "n_unknown", "auroc"}, or null.
 - `metrics`: {metric: {"value", "low", "high"}}; `recall`: {name: {"value", "low", "high"}}.
 - `confusion`: one list per true class, rows answered with each class, both in the order of `names`.
 - `baselines`: {"majority": {"class", "accuracy", "balanced_accuracy"}}, what naming the largest class always gives.
 - `by`: {column: {value: {"n", "metrics", ...}}}; detection adds "n_real" and "n_synthetic". A generator is measured
   against all real rows.
+- `protocols`: both protocols side by side (see `protocols`), or null; `comparison`: with another detector (see
+  `comparison`), or null.
+- `software`: {package: version}.
 - `per_image`: [{"path", "label", "scores", "columns"}] in row order, or null.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
-from imaginet_hub.data.images import from_row
+from imaginet_hub.data.images import from_row, read_bytes
 from imaginet_hub.errors import DataNotFoundError, ImageError, UsageError
 from imaginet_hub.evaluation.bootstrap import Bootstrap
 from imaginet_hub.evaluation.detection import detection_report
-from imaginet_hub.evaluation.identification import identification_report
+from imaginet_hub.evaluation.identification import identification_report, unknown_auroc
+from imaginet_hub.evaluation.mistakes import Mistakes
+from imaginet_hub.evaluation.predictions import PredictionStore
+from imaginet_hub.evaluation.schema import validate
 from imaginet_hub.labels import Origin, Track
-from imaginet_hub.perturbations import fixed_crop, jpeg, webp
+from imaginet_hub.perturbations import fixed_crop, jpeg, resized_square, webp
 
-__all__ = ["SCHEMA_VERSION", "Predict", "Results", "evaluate_rows", "interval_text"]
+__all__ = ["SCHEMA_VERSION", "Predict", "Results", "evaluate_rows", "interval_text", "software"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-#: RGB images in, probabilities (images, classes) out.
+#: RGB images in, probabilities (images, classes) out. A column more says how unlike all classes an image is.
 Predict = Callable[[Sequence[Image.Image]], NDArray[Any]]
 
 #: What reading an image may raise: our own error, Pillow's and the system's (Pillow reports broken PNG chunks as
@@ -56,6 +69,12 @@ Predict = Callable[[Sequence[Image.Image]], NDArray[Any]]
 _UNREADABLE = (ImageError, OSError, SyntaxError, Image.DecompressionBombError)
 
 _ENCODERS = {"jpeg": jpeg, "webp": webp}
+
+#: What can change a score or an interval.
+_SOFTWARE = ("imaginet_hub", "numpy", "pillow", "datasets", "torch", "transformers", "timm")
+
+#: Batches that are read and decoded ahead of the prediction.
+_AHEAD = 2
 
 
 @dataclass(kw_only=True)
@@ -76,6 +95,10 @@ class Results:
     threshold: float | None = None
     skipped: list[dict[str, Any]] = field(default_factory=list)
     unknown_classes: dict[str, int] = field(default_factory=dict)
+    unknown: dict[str, Any] | None = None
+    protocols: dict[str, Any] | None = None
+    comparison: dict[str, Any] | None = None
+    software: dict[str, str] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     dataset: dict[str, Any] = field(default_factory=dict)
     per_image: list[dict[str, Any]] | None = None
@@ -88,7 +111,8 @@ class Results:
         """
         order = (
             *("track", "names", "model", "dataset", "preprocessing", "threshold", "bootstrap", "n", "class_counts"),
-            *("skipped", "unknown_classes", "metrics", "recall", "confusion", "baselines", "by", "per_image"),
+            *("skipped", "unknown_classes", "unknown", "metrics", "recall", "confusion", "baselines", "by"),
+            *("protocols", "comparison", "software", "per_image"),
         )
         content = {"schema_version": SCHEMA_VERSION} | {key: getattr(self, key) for key in order}
         return _plain(content if per_image else content | {"per_image": None})
@@ -99,10 +123,16 @@ class Results:
         Args:
             path: where to.
             per_image: whether to keep the score of every image.
+
+        Raises:
+            UsageError: something in it is not as the schema says.
+            MissingExtraError: jsonschema is not installed.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_json(per_image=per_image), indent=1, ensure_ascii=False, allow_nan=False)
+        content = self.to_json(per_image=per_image)
+        validate(content)
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             partial.write_text(text + "\n", encoding="utf-8")
@@ -124,18 +154,17 @@ class Results:
             raise DataNotFoundError(f"{path}: expected a results file, found none") from error
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise UsageError(f"{path}: expected the JSON that `imaginet evaluate` writes ({error})") from error
-        version = content.pop("schema_version", None) if isinstance(content, dict) else None
+        version = content.get("schema_version") if isinstance(content, dict) else None
         if version != SCHEMA_VERSION:
             raise UsageError(
                 f"{path}: expected a results file of schema version {SCHEMA_VERSION}, found version {version}: "
                 "evaluate again with this release"
             )
-        known = {entry.name: entry.default for entry in dataclasses.fields(cls)}
-        if content.keys() != known.keys():
-            raise UsageError(
-                f"{path}: not a complete results file; keys missing: {sorted(known.keys() - content.keys())}, "
-                f"unknown: {sorted(content.keys() - known.keys())}"
-            )
+        try:
+            validate(content)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
+        del content["schema_version"]
         return cls(**content)
 
 
@@ -155,18 +184,25 @@ def evaluate_rows(
     progress: bool = True,
     equalize: str | None = None,
     crop_size: int | None = None,
+    resize: int | None = None,
+    num_workers: int = 0,
+    store: PredictionStore | None = None,
+    mistakes: Mistakes | None = None,
 ) -> Results:
     """Measure any prediction function on labelled rows.
 
-    Rows are read one after the other, and one batch of images is held at a time. A row whose image cannot be read is
-    left out and listed, and so is the class of a row that the model does not know.
+    Rows are read one after the other, and some batches of images are held at a time. A row whose image cannot be read
+    is left out and listed. Rows of a class that the model does not know are left out of the metrics and counted, and
+    the AUROC says how well its scores tell them from the others.
 
     Args:
         rows: mappings with `image` (a PIL image of any mode, or `{"bytes", "path"}` as a datasets row has it before
             decoding), the class as a *name* in `label` (detection) or `generator_family` (identification), each
             column of `by`, and `path` where known. Broken images are survived when they are looked up or decoded, not
             when the iteration itself fails: for datasets, pass the image column with `decode=False`.
-        predict: (images) RGB to (images, classes) probabilities in [0, 1], in the order of `names`.
+        predict: (images) RGB to (images, classes) probabilities in [0, 1], in the order of `names`. For identification
+            there may be one column more, a finite score of how unlike all classes an image is; without it that score
+            is 1 less the highest probability.
         track: detection or identification.
         names: the classes of the scores; ("real", "synthetic") in either order for detection.
         batch_size: images per call of `predict`.
@@ -180,6 +216,12 @@ def evaluate_rows(
         equalize: "jpeg:QUALITY" or "webp:QUALITY": give every image the same last encoding, in memory, after the
             crop, so that the format of its file cannot speak for its label.
         crop_size: side in pixels of the fixed crop (see `perturbations.fixed_crop`); None leaves images as they are.
+        resize: make the square in the middle of every image this many pixels wide (Lanczos), before the crop, so that
+            its size cannot speak for its label.
+        num_workers: threads that read and decode ahead of the prediction; 0 for none. The results are the same.
+        store: predictions that are there already are taken from it, and new ones added, so that a run that was stopped
+            goes on. Only for images given as bytes or paths.
+        mistakes: is given the mistakes, by generator where `by` has that column, else by class.
 
     Returns:
         The results, `model` and `dataset` left to the caller.
@@ -193,46 +235,67 @@ def evaluate_rows(
     track = Track(track)
     if track is Track.DETECTION and sorted(names) != sorted(Origin):
         raise UsageError(f"detection: expected the class names {tuple(map(str, Origin))}, got {tuple(names)}")
-    if batch_size < 1:
-        raise UsageError(f"expected batch_size of 1 or more, got {batch_size}")
+    if batch_size < 1 or num_workers < 0:
+        raise UsageError(
+            f"expected batch_size of 1 or more and num_workers of 0 or more, got {batch_size} and {num_workers}"
+        )
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"expected a threshold in [0, 1], got {threshold}")
     bootstrap = Bootstrap(n_resamples=n_resamples, seed=seed)
-    prepare = _preparation(crop_size, equalize)
-    column_of_class = label_column or track.label_column
+    look = partial(_looked_at, prepare=_preparation(crop_size, resize, equalize), store=store)
+    wanted = _wanted(rows, track, names, label_column or track.label_column, by)
 
     skipped: list[dict[str, Any]] = []
-    unknown: Counter[str] = Counter()
-    measured: list[dict[str, Any]] = []
-    batch: list[Image.Image] = []
+    found: list[_Row] = []
     scores: list[NDArray[np.float64]] = []
-    for number, row in enumerate(tqdm(rows, total=total, unit="image", disable=not progress)):
-        _check_columns(row, ("image", column_of_class, *by), number)
-        name = _class_name(row, column_of_class, number)
-        if name not in names:
-            if track is Track.DETECTION:
-                raise UsageError(f"row {number}: expected a label among {tuple(names)}, got {name!r}")
-            unknown[name] += 1
-            continue
-        path = str(row.get("path") or f"row {number}")
-        try:
-            batch.append(prepare(row["image"]))
-        except _UNREADABLE as error:
-            skipped.append({"row": number, "path": path, "reason": str(error) or type(error).__name__})
-            continue
-        measured.append({"path": path, "label": name, "columns": {column: _text(row, column) for column in by}})
-        if len(batch) == batch_size:
-            scores.append(_predicted(predict, batch, len(names)))
-            batch = []
-    if batch:
-        scores.append(_predicted(predict, batch, len(names)))
-    if not measured:
-        raise UsageError(
-            f"expected rows to measure, got none: {len(skipped)} unreadable, {unknown.total()} of classes other than "
-            f"{', '.join(names)}"
-        )
+    waiting: list[tuple[int, Image.Image, str | None]] = []
 
-    probabilities = np.concatenate(scores)
-    labels = np.array([names.index(entry["label"]) for entry in measured])
-    groups = {column: [entry["columns"][column] for entry in measured] for column in by}
+    def predict_waiting() -> None:
+        if waiting:
+            answers = _predicted(predict, [image for _, image, _ in waiting], len(names), track)
+            if store is not None:
+                store.add([digest for _, _, digest in waiting], answers)
+            for (place, image, _), answer in zip(waiting, answers, strict=True):
+                scores[place] = answer
+                tell(found[place], answer, lambda image=image: image)  # type: ignore[misc]
+            waiting.clear()
+
+    def tell(row: _Row, answer: NDArray[np.float64], image: Callable[[], Image.Image]) -> None:
+        if mistakes is not None and row.name in names:
+            _offer(mistakes, row, answer[: len(names)], names, track, threshold, image)
+
+    bar = tqdm(total=total, unit="image", disable=not progress)
+    with bar:
+        for row, seen in _ahead(wanted, look, num_workers, _AHEAD * batch_size):
+            bar.update(1)
+            if isinstance(seen.error, Exception):
+                reason = str(seen.error) or type(seen.error).__name__
+                skipped.append({"row": row.number, "path": row.path, "reason": reason})
+                continue
+            found.append(row._replace(value=None))
+            if seen.scores is not None and store is not None:
+                store.reused += 1
+                scores.append(seen.scores)
+                tell(row, seen.scores, lambda value=row.value: look(value, cached=False).image)  # type: ignore[misc]
+                continue
+            scores.append(np.empty(0))
+            waiting.append((len(scores) - 1, seen.image, seen.digest))
+            if len(waiting) == batch_size:
+                predict_waiting()
+        predict_waiting()
+
+    known = [place for place, row in enumerate(found) if row.name in names]
+    strangers = Counter(row.name for row in found if row.name not in names)
+    if not known:
+        raise UsageError(
+            f"expected rows to measure, got none: {len(skipped)} unreadable, {strangers.total()} of classes other "
+            f"than {', '.join(names)}"
+        )
+    every = np.stack(scores)
+    probabilities = every[known, : len(names)]
+    measured = [found[place] for place in known]
+    labels = np.array([names.index(row.name) for row in measured])
+    groups = {column: [row.columns[column] for row in measured] for column in by}
     options = dataclasses.asdict(bootstrap)
     if track is Track.DETECTION:
         column = names.index(Origin.SYNTHETIC)
@@ -245,17 +308,20 @@ def evaluate_rows(
         report["threshold"] = float(threshold)
     else:
         report = identification_report(labels, probabilities, names, groups, **options)
+        if strangers:
+            report["unknown"] = _unknown(every, np.isin(np.arange(len(found)), known), len(names), bootstrap)
     per_image = [
-        {"path": entry["path"], "label": entry["label"], "scores": values, "columns": entry["columns"]}
-        for entry, values in zip(measured, probabilities.tolist(), strict=True)
+        {"path": row.path, "label": row.name, "scores": values, "columns": row.columns}
+        for row, values in zip(measured, probabilities.tolist(), strict=True)
     ]
     return Results(
         track=str(track),
         names=[str(name) for name in names],
-        preprocessing={"crop_size": crop_size, "equalize": equalize},
+        preprocessing={"crop_size": crop_size, "resize": resize, "equalize": equalize},
         bootstrap=options,
         skipped=skipped,
-        unknown_classes=dict(sorted(unknown.items())),
+        unknown_classes=dict(sorted(strangers.items())),
+        software=software(),
         per_image=per_image,
         **_plain(report),
     )
@@ -301,16 +367,148 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     return "(none)" if row[column] is None else str(row[column])
 
 
-def _preparation(crop_size: int | None, equalize: str | None) -> Callable[[Any], Image.Image]:
+class _Row(NamedTuple):
+    """What is known of a row without its image."""
+
+    number: int
+    path: str
+    name: str
+    columns: dict[str, str]
+    value: Any
+
+
+class _Seen(NamedTuple):
+    """What a look at an image gave: its scores, if they are known already, or itself, or an error."""
+
+    digest: str | None = None
+    scores: NDArray[np.float64] | None = None
+    image: Any = None
+    error: Exception | None = None
+
+
+def software() -> dict[str, str]:
+    """The versions of what can change a score or an interval, where installed."""
+    installed = {}
+    for name in _SOFTWARE:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def _wanted(
+    rows: Iterable[Mapping[str, Any]], track: Track, names: Sequence[str], label_column: str, by: Sequence[str]
+) -> Iterator[_Row]:
+    """Rows, checked; `value` is what the column image holds, or the error that looking it up raised."""
+    shared: dict[str, str] = {}  # one copy of each column's values
+    for number, row in enumerate(rows):
+        _check_columns(row, ("image", label_column, *by), number)
+        name = _class_name(row, label_column, number)
+        if track is Track.DETECTION and name not in names:
+            raise UsageError(f"row {number}: expected a label among {tuple(names)}, got {name!r}")
+        path = str(row.get("path") or f"row {number}")
+        texts = ((column, _text(row, column)) for column in by)
+        columns = {column: shared.setdefault(text, text) for column, text in texts}
+        try:
+            value = row["image"]
+        except _UNREADABLE as error:  # decoded when it is looked up
+            value = error
+        yield _Row(number, path, shared.setdefault(name, name), columns, value)
+
+
+def _ahead(
+    rows: Iterator[_Row], look: Callable[[Any], _Seen], num_workers: int, most: int
+) -> Iterator[tuple[_Row, _Seen]]:
+    """Rows in order with a look at each, by threads that are at most so many rows ahead."""
+    if num_workers == 0:
+        for row in rows:
+            yield row, look(row.value)
+        return
+    pool = ThreadPoolExecutor(num_workers)
+    under_way: deque[tuple[_Row, Future[_Seen]]] = deque()
+    try:
+        for row in rows:
+            under_way.append((row, pool.submit(look, row.value)))
+            if len(under_way) > most:
+                first, future = under_way.popleft()
+                yield first, future.result()
+        for first, future in under_way:
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _looked_at(
+    value: Any, *, prepare: Callable[[Any], Image.Image], store: PredictionStore | None, cached: bool = True
+) -> _Seen:
+    if isinstance(value, Exception):
+        return _Seen(error=value)
+    try:
+        digest = None
+        if store is not None and cached and isinstance(value, Mapping):
+            data = value.get("bytes")
+            if data is None and value.get("path"):
+                data = read_bytes(value["path"])
+                value = {"bytes": data, "path": value["path"]}
+            if data is not None:
+                digest = hashlib.sha256(data).hexdigest()
+                scores = store.get(digest)
+                if scores is not None:
+                    return _Seen(digest, scores)
+        return _Seen(digest, image=prepare(value))
+    except _UNREADABLE as error:
+        return _Seen(error=error)
+
+
+def _offer(
+    mistakes: Mistakes,
+    row: _Row,
+    probabilities: NDArray[np.float64],
+    names: Sequence[str],
+    track: Track,
+    threshold: float,
+    image: Callable[[], Image.Image],
+) -> None:
+    if track is Track.DETECTION:
+        synthetic = probabilities[names.index(Origin.SYNTHETIC)] >= threshold
+        answer = names.index(Origin.SYNTHETIC if synthetic else Origin.REAL)
+    else:
+        answer = int(probabilities.argmax())
+    right = names.index(row.name)
+    if answer != right:
+        group = row.columns.get("generator", row.name)
+        likely = float(probabilities[answer])
+        mistakes.offer(group, float(probabilities[right]), row.path, row.name, names[answer], likely, image)
+
+
+def _unknown(
+    scores: NDArray[np.float64], known: NDArray[np.bool_], n_classes: int, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """How well rows of other classes are told from those of the classes."""
+    given = scores.shape[1] > n_classes
+    unlike = scores[:, n_classes] if given else 1 - scores.max(axis=1)
+    return {
+        "score": "distance" if given else "1 - highest probability",
+        "n_known": int(known.sum()),
+        "n_unknown": int((~known).sum()),
+        "auroc": unknown_auroc(known, unlike, bootstrap=bootstrap),
+    }
+
+
+def _preparation(crop_size: int | None, resize: int | None, equalize: str | None) -> Callable[[Any], Image.Image]:
     """What happens to an image before prediction; options are checked here, before the first row."""
-    if crop_size is not None and crop_size < 1:
-        raise UsageError(f"expected crop_size of 1 pixel or more, got {crop_size}")
+    for name, pixels in (("crop_size", crop_size), ("resize", resize)):
+        if pixels is not None and pixels < 1:
+            raise UsageError(f"expected {name} of 1 pixel or more, got {pixels}")
     encoding, _, quality = (equalize or "").partition(":")
     if equalize is not None and not (encoding in _ENCODERS and quality.isdecimal() and 1 <= int(quality) <= 100):
         raise UsageError(f'expected equalize as "jpeg:QUALITY" or "webp:QUALITY", quality 1 to 100, got {equalize!r}')
 
     def prepare(image: Any) -> Image.Image:
         rgb = from_row(image)
+        if resize is not None:
+            rgb = resized_square(rgb, resize)
         if crop_size is not None:
             rgb = fixed_crop(rgb, crop_size)
         return rgb if equalize is None else _ENCODERS[encoding](rgb, int(quality))
@@ -318,13 +516,17 @@ def _preparation(crop_size: int | None, equalize: str | None) -> Callable[[Any],
     return prepare
 
 
-def _predicted(predict: Predict, images: list[Image.Image], n_classes: int) -> NDArray[np.float64]:
+def _predicted(predict: Predict, images: list[Image.Image], n_classes: int, track: Track) -> NDArray[np.float64]:
     scores = np.asarray(predict(images), dtype=np.float64)
-    if scores.shape != (len(images), n_classes):
+    more = track is Track.IDENTIFICATION and scores.shape == (len(images), n_classes + 1)
+    if scores.shape != (len(images), n_classes) and not more:
         raise UsageError(f"predict: expected an array of shape {(len(images), n_classes)}, got {scores.shape}")
-    if not ((scores >= 0) & (scores <= 1)).all():
+    probabilities = scores[:, :n_classes]
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise UsageError(
-            f"predict: expected probabilities in [0, 1], got values from {scores.min()} to {scores.max()}: "
-            "apply a softmax to logits, and look for the cause of NaN"
+            f"predict: expected probabilities in [0, 1], got values from {probabilities.min()} to "
+            f"{probabilities.max()}: apply a softmax to logits, and look for the cause of NaN"
         )
+    if more and not np.isfinite(scores).all():
+        raise UsageError("predict: expected finite scores of how unlike the classes images are, got NaN or infinity")
     return scores

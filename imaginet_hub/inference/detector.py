@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from imaginet_hub.selfcon import SelfConImageProcessor, SelfConResNetForImageClassification
 
-__all__ = ["Answers", "Detector"]
+__all__ = ["Answers", "Detector", "check_device", "loading"]
 
 #: Fields of config.json by which transformers takes code, weights or settings from elsewhere, or changes the network;
 #: none of our models has them.
@@ -46,13 +46,15 @@ class Answers(NamedTuple):
     """What a model says of some images.
 
     Attributes:
-        probabilities: (images, classes) float32, rows sum to 1.
+        probabilities: (images, classes) float64, rows sum to 1.
         known: (images,) bool, whether the image is like those that the model was trained on, so that one of its
             classes will be right; None where the model stores nothing to tell that by.
+        distances: (images,) float64, how unlike them it is, by which `known` is decided; or None.
     """
 
-    probabilities: NDArray[np.float32]
+    probabilities: NDArray[np.float64]
     known: NDArray[np.bool_] | None
+    distances: NDArray[np.float64] | None = None
 
 
 class Detector:
@@ -135,7 +137,7 @@ class Detector:
         from imaginet_hub import selfcon
 
         name = os.fspath(model)
-        with _loading(name, "config.json"):
+        with loading(name, "config.json"):
             if Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
                 name = str(Path(name).expanduser())
                 if not (Path(name) / "config.json").is_file():
@@ -149,12 +151,12 @@ class Detector:
             _track_and_names(config)
             _known_below(config.open_set)
         if device is not None:
-            _check_device(device)
+            check_device(device)
         chosen(dtype, _device(device))  # refused before anything large is loaded
-        with _loading(name, "preprocessor_config.json"):
+        with loading(name, "preprocessor_config.json"):
             processor = selfcon.SelfConImageProcessor.from_pretrained(name)
             _check_processor(processor)
-        with _loading(name, "model.safetensors"), selfcon.without_bars():
+        with loading(name, "model.safetensors"), selfcon.without_bars():
             _check_shards(Path(name))
             network, loaded = selfcon.SelfConResNetForImageClassification.from_pretrained(
                 name, output_loading_info=True, ignore_mismatched_sizes=True
@@ -181,8 +183,8 @@ class Detector:
         words = [f"{self.dtype}{' autocast' * reduced}", "channels_last", *["compiled"] * self.compiled]
         return f"{', '.join(words)}, {self.model.device}{'; close calls again in float32' * reduced}"
 
-    def __call__(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Class probabilities of RGB images: (len(images), len(names)) float32, rows sum to 1; see `answers`."""
+    def __call__(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+        """Class probabilities of RGB images: (len(images), len(names)) float64, rows sum to 1; see `answers`."""
         return self.answers(images).probabilities
 
     def answers(self, images: Sequence[Image.Image]) -> Answers:
@@ -198,12 +200,13 @@ class Detector:
         import torch
 
         if not images:
-            none = None if self.known_below is None else np.zeros(0, dtype=np.bool_)
-            return Answers(np.zeros((0, len(self.names)), dtype=np.float32), none)
+            none = np.zeros((0, len(self.names)))
+            return Answers(none, None) if self.known_below is None else Answers(none, np.zeros(0, bool), np.zeros(0))
         try:
             inputs: Any = self.processor(images=list(images), return_tensors="pt")
             logits, distances = self._outputs(inputs["pixel_values"])
-            probabilities: NDArray[np.float32] = logits.softmax(dim=-1).cpu().numpy()
+            # In float32 every logit beyond 17 would be one and the same probability.
+            probabilities: NDArray[np.float64] = logits.cpu().double().softmax(dim=-1).numpy()
         except RuntimeError as error:
             if out_of_memory(error):
                 raise UsageError(
@@ -221,8 +224,10 @@ class Detector:
                 f"{len(images)} images; the weights or preprocessor_config.json are damaged: save or download them "
                 "again"
             )
-        known = None if distances is None else distances.double().cpu().numpy() <= self.known_below
-        return Answers(probabilities, known)
+        if distances is None or self.known_below is None:
+            return Answers(probabilities, None)
+        far: NDArray[np.float64] = distances.cpu().double().numpy()
+        return Answers(probabilities, far <= self.known_below, far)
 
     def logits(self, pixel_values: torch.Tensor, *, second_look: bool = True) -> torch.Tensor:
         """Logits of images that the processor has prepared.
@@ -271,7 +276,7 @@ class Detector:
 
 
 @contextmanager
-def _loading(name: str, part: str) -> Iterator[None]:
+def loading(name: str, part: str, expected: str = "a model as `imaginet train-head` writes it") -> Iterator[None]:
     """Whatever reading a foreign file raises in here becomes one line, without transformers' reports before it."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -291,8 +296,8 @@ def _loading(name: str, part: str) -> Iterator[None]:
     ) as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         raise ModelError(
-            one_line(f"{name}: no usable model: {part} cannot be loaded ({said}); expected a model as ")
-            + "`imaginet train-head` writes it: save or download it again"
+            one_line(f"{name}: no usable model: {part} cannot be loaded ({said}); expected ")
+            + f"{expected}: save or download it again"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
@@ -395,7 +400,7 @@ def _device(given: str | torch.device | None) -> torch.device:
     return torch.device(given or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     import torch
 
     try:  # a CPU-only torch answers "cuda" with an AssertionError

@@ -1,56 +1,137 @@
-"""A model folder and a dataset in, a results file and a picture out."""
+"""A detector and a dataset in, a results file and pictures out."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from importlib import metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
+import numpy as np
+import yaml
 
-from imaginet_hub.data.loading import dataset_record, load_rows, track_of, with_names
-from imaginet_hub.errors import UsageError, require
-from imaginet_hub.evaluation.figures import detection_figure, identification_figure, save_figure
-from imaginet_hub.evaluation.report import Results, evaluate_rows, interval_text
+from imaginet_hub.data.loading import RowStream, open_split, splits_of, track_of
+from imaginet_hub.data.sources import IMAGINET
+from imaginet_hub.data.upstream_lists import ProtocolLists, find_protocol_lists
+from imaginet_hub.errors import DataNotFoundError, FetchError, UsageError, require
+from imaginet_hub.evaluation.bootstrap import Bootstrap
+from imaginet_hub.evaluation.comparison import compare_results
+from imaginet_hub.evaluation.export import check_dataset_id, eval_results, model_index, write_eval_results
+from imaginet_hub.evaluation.figures import (
+    comparison_figure,
+    detection_figure,
+    identification_figure,
+    mistakes_figure,
+    reliability_figure,
+    roc_figure,
+    save_figure,
+)
+from imaginet_hub.evaluation.mistakes import Mistakes
+from imaginet_hub.evaluation.predictions import PredictionStore, predictions_folder
+from imaginet_hub.evaluation.protocols import Scored, published_text, run_protocols, side_by_side
+from imaginet_hub.evaluation.published import PublishedRow, published
+from imaginet_hub.evaluation.report import Results, evaluate_rows, interval_text, software
+from imaginet_hub.inference.contract import Measurable, load_measurable
 from imaginet_hub.inference.detector import Detector
-from imaginet_hub.labels import Track
+from imaginet_hub.labels import Origin, Track
 
-__all__ = ["measure", "summary"]
+__all__ = ["DEFAULT_BY", "Preprocessing", "measure", "summary"]
 
-_HEADLINES = ("balanced_accuracy", "auc", "accuracy")
+#: Columns that results are broken down by wherever they are there.
+DEFAULT_BY = {
+    Track.DETECTION: ("generator_family", "generator", "content_type"),
+    Track.IDENTIFICATION: ("generator", "content_type"),
+}
+
+#: Rows of each class that the clean protocol calibrates a detector on which brings no calibration.
+CALIBRATION_ROWS = 500
+
+_HEADLINES = {
+    Track.DETECTION: ("balanced_accuracy", "auc", "accuracy", "eer", "tpr_at_fpr_1", "tpr_at_fpr_0_1", "ece"),
+    Track.IDENTIFICATION: ("balanced_accuracy", "auc", "accuracy", "macro_f1", "ece"),
+}
+
+_FIGURES: dict[Track, dict[str, Callable[[Results], Any]]] = {
+    Track.DETECTION: {"": detection_figure, "-roc": roc_figure, "-reliability": reliability_figure},
+    Track.IDENTIFICATION: {"": identification_figure, "-reliability": reliability_figure},
+}
+
+_ENDINGS = ("-roc", "-reliability", "-mistakes", "-comparison")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to every image before a detector sees it; see `evaluation.report.evaluate_rows`.
+
+    Attributes:
+        crop_size: side of the fixed crop in pixels; None for what the detector says.
+        resize: side that the middle square is resampled to first, or None.
+        equalize: "jpeg:Q" or "webp:Q", or None.
+    """
+
+    crop_size: int | None = None
+    resize: int | None = None
+    equalize: str | None = None
 
 
 def measure(
-    model: Detector | str | os.PathLike[str],
+    model: Detector | Callable[..., Any] | str | os.PathLike[str],
     dataset: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     split: str = "test",
     by: Sequence[str] = (),
-    equalize: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    labels: Mapping[str, str] | None = None,
+    threshold: float = 0.5,
+    against: str | os.PathLike[str] | None = None,
+    annotations: str | os.PathLike[str] | None = None,
+    calibrate_on: str | os.PathLike[str] | None = None,
+    export: str | None = None,
+    picture_format: str = "png",
     batch_size: int = 32,
+    num_workers: int | None = None,
+    n_resamples: int = 1000,
     seed: int = 0,
     device: str | None = None,
     dtype: str = "float32",
     compile: bool = False,
+    cache: bool = True,
     progress: bool = True,
+    show: Callable[[str], None] | None = None,
 ) -> Results:
-    """Evaluate a model on one split, on the fixed crops that its processor takes.
+    """Evaluate a detector on one split, under both protocols.
+
+    Predictions are kept by the content of model, dataset and preprocessing (`evaluation.predictions`), so that a run
+    which was stopped goes on, and one with other columns, seeds or protocols predicts nothing again.
 
     Args:
-        model: a loaded detector, a model folder or a Hub id; its track decides what is measured.
-        dataset: see `data.loading.load_rows`.
-        out: results file (.json); the picture gets the same name with .png.
+        model: see `contract.load_measurable`; its track decides what is measured.
+        dataset: a built folder, a Hub id, a folder of images with its annotations, or "mini".
+        out: results file (.json); the pictures get the same name, some with an ending.
         split: split to measure on.
         by: columns to break down by, beside generator and content type.
-        equalize: "jpeg:Q" re-encodes every crop first, so that the file's format says nothing.
+        preprocessing: by default the fixed crop that the detector takes, and nothing else.
+        labels: what a pipeline's classes mean; see `contract.label_map`.
+        threshold: lowest probability that is called synthetic.
+        against: a second detector (measured on the same images), or the results file of one, to compare with.
+        annotations: folder of upstream's protocol lists; by default they are looked for beside the dataset and, for
+            ImagiNet's test images, downloaded.
+        calibrate_on: dataset whose train split the clean protocol calibrates a detector on which brings no
+            calibration of its own; by default `dataset`.
+        export: Hub id of the dataset; the results are also written for it beside `out`, as `.eval_results/*.yaml`
+            and `NAME-model-index.yaml`.
+        picture_format: "png" or "svg".
         batch_size: images per forward pass.
-        seed: of the bootstrap intervals.
+        num_workers: threads that read and decode ahead; by default as many as cores, up to 4.
+        n_resamples, seed: of the bootstrap intervals.
         device: torch device; a GPU if there is one by default.
         dtype, compile: see `Detector`; a loaded detector keeps its own.
+        cache: keep predictions, and use those that are kept.
         progress: show a bar.
+        show: is told what the user should know on the way: the detector, what its classes were taken for, predictions
+            that were there already.
 
     Returns:
         The results, as written.
@@ -58,72 +139,241 @@ def measure(
     Raises:
         ModelError, DataNotFoundError, UsageError: what was asked for cannot be used.
     """
-    require("eval", "matplotlib")
+    require("eval", "matplotlib", "jsonschema", "sklearn")
+    target = _target(out)
+    if export is not None:
+        check_dataset_id(export)
+    detector = load_measurable(
+        model, labels=labels, device=device, dtype=dtype, compile=compile, batch_size=batch_size
+    )
+    rows = open_split(dataset, split, track_of(detector.label_column))
+    if detector.label_column not in rows.features:
+        raise UsageError(
+            f"{detector.name}: expected the column {detector.label_column}, whose classes the model tells apart, "
+            f"among {', '.join(rows.features)}"
+        )
+    unknown = [column for column in by if column not in rows.features or column == "image"]
+    if unknown:
+        raise UsageError(f"--by: no column {', '.join(unknown)}; the dataset has {', '.join(rows.features)}")
+    columns = [column for column in dict.fromkeys((*DEFAULT_BY[detector.track], *by)) if column in rows.features]
+    chosen = preprocessing or Preprocessing()
+    workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
+    run = _Run(chosen, batch_size, workers, n_resamples, seed, threshold, cache, progress, show or (lambda _: None))
+    run.show(f"{detector.name}: {detector.how}")
+
+    mistakes = Mistakes()
+    results = run.on(detector, rows, columns, mistakes)
+    if detector.track is Track.DETECTION and all(results.class_counts.values()):
+        results.protocols = _protocols(detector, rows, results, run, annotations, calibrate_on or dataset)
+    if against is not None:
+        results.comparison = _comparison(results, against, rows, columns, run, labels, device, dtype)
+    for ending in ("", *_ENDINGS):  # of an earlier run
+        for suffix in ("png", "svg"):
+            target.with_name(f"{target.stem}{ending}.{suffix}").unlink(missing_ok=True)
+    results.write(target)
+    for ending, figure in _FIGURES[detector.track].items():
+        save_figure(figure(results), target.with_name(f"{target.stem}{ending}.{picture_format}"))
+    if mistakes.by_group():
+        save_figure(mistakes_figure(mistakes.by_group()), target.with_name(f"{target.stem}-mistakes.{picture_format}"))
+    if results.comparison is not None:
+        save_figure(comparison_figure(results), target.with_name(f"{target.stem}-comparison.{picture_format}"))
+    if export is not None:
+        _export(results, target, export)
+    return results
+
+
+def _export(results: Results, target: Path, dataset_id: str) -> None:
+    """In the forms that the Hub reads, beside the results file; to be uploaded with the model."""
+    content = results.to_json(per_image=False)
+    write_eval_results(target.parent, eval_results(content, dataset_id))
+    index = {"model-index": model_index([content], [dataset_id], str(results.model["name"]))}
+    text = yaml.safe_dump(index, sort_keys=False, allow_unicode=True)
+    target.with_name(f"{target.stem}-model-index.yaml").write_text(text, encoding="utf-8")
+
+
+def _target(out: str | os.PathLike[str]) -> Path:
     target = Path(out).expanduser()
     if target.suffix != ".json":
         raise UsageError(f"--out: expected a file name that ends in .json, got {target}")
+    if target.is_dir():
+        raise UsageError(f"--out: expected the name of a file, got the folder {target}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out: {target.parent} cannot be made ({error}); choose another folder") from error
-    if isinstance(model, Detector):
-        detector = model
-    else:
-        detector = Detector.from_pretrained(model, device=device, dtype=dtype, compile=compile)
-    rows = load_rows(dataset, track_of(detector.label_column), split)
-    columns = list(dict.fromkeys(("generator", "content_type", *by)))
-    unknown = [column for column in columns if column not in rows.column_names]
-    if detector.label_column not in rows.column_names:
-        raise UsageError(
-            f"{detector.name}: expected the column {detector.label_column}, whose classes the model tells apart, "
-            f"among {', '.join(rows.column_names)}"
+    return target
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How detectors are run on rows, the same for all of an evaluation."""
+
+    preprocessing: Preprocessing
+    batch_size: int
+    num_workers: int
+    n_resamples: int
+    seed: int
+    threshold: float
+    cache: bool
+    progress: bool
+    show: Callable[[str], None]
+
+    def on(
+        self,
+        detector: Measurable,
+        rows: RowStream | list[dict[str, Any]],
+        by: Sequence[str],
+        mistakes: Mistakes | None = None,
+        what: Mapping[str, Any] | None = None,
+    ) -> Results:
+        record = rows.record() if isinstance(rows, RowStream) else dict(what or {})
+        crop_size = self.preprocessing.crop_size or detector.crop_size
+        given = {"crop_size": crop_size, "resize": self.preprocessing.resize, "equalize": self.preprocessing.equalize}
+        store = self._store(detector, record, given)
+        results = evaluate_rows(
+            rows,
+            detector.predict,
+            track=detector.track,
+            names=detector.names,
+            label_column=detector.label_column,
+            batch_size=self.batch_size,
+            total=len(rows),
+            by=by,
+            threshold=self.threshold,
+            seed=self.seed,
+            n_resamples=self.n_resamples,
+            progress=self.progress,
+            num_workers=self.num_workers,
+            store=store,
+            mistakes=mistakes,
+            **given,  # type: ignore[arg-type]
         )
-    if unknown:
-        raise UsageError(f"--by: no column {', '.join(unknown)}; the dataset has {', '.join(rows.column_names)}")
-    results = evaluate_rows(
-        _undecoded(rows),
-        detector,
-        track=detector.track,
-        names=detector.names,
-        label_column=detector.label_column,
-        batch_size=batch_size,
-        total=len(rows),
-        by=columns,
-        seed=seed,
-        progress=progress,
-        equalize=equalize,
-        crop_size=int(detector.processor.crop_size["height"]),
+        if store is not None and store.reused:
+            self.show(f"{store.reused:,} predictions were there already, in {predictions_folder()}")
+        named = {"name": detector.name, "kind": detector.kind, "fingerprint": detector.fingerprint}
+        results.model = {**named, **detector.record}
+        results.dataset = record
+        return results
+
+    def _store(
+        self, detector: Measurable, dataset: Mapping[str, Any], preprocessing: Mapping[str, Any]
+    ) -> PredictionStore | None:
+        if not self.cache or detector.fingerprint is None:
+            return None
+        how = {key: detector.record.get(key) for key in ("dtype", "compiled", "device", "label_map")}
+        key = {
+            "model": {"fingerprint": detector.fingerprint, **how},
+            "dataset": [dataset.get("fingerprint"), dataset.get("name"), dataset.get("split")],
+            "preprocessing": dict(preprocessing),
+            "software": software(),
+        }
+        return PredictionStore(key, len(detector.names) + detector.distances)
+
+
+def _protocols(
+    detector: Measurable,
+    rows: RowStream,
+    results: Results,
+    run: _Run,
+    annotations: str | os.PathLike[str] | None,
+    calibrate_on: str | os.PathLike[str],
+) -> dict[str, Any]:
+    """Both protocols on the scores of an evaluation."""
+    train = None if detector.calibrated else _train_scores(detector, calibrate_on, run)
+    return run_protocols(
+        _scored(results),
+        lists=_lists(rows, results, annotations, run),
+        train=train,
+        calibrated=detector.calibrated,
+        bootstrap=Bootstrap(n_resamples=run.n_resamples, seed=run.seed),
     )
-    config = detector.model.config
-    results.model = {
-        "name": Path(detector.name).resolve().name if Path(detector.name).is_dir() else detector.name,
-        "backbone": config.backbone,
-        "stem_stride": config.stem_stride,
-        "trained_on": config.trained_on,
-        "dtype": detector.dtype,
-        "compiled": detector.compiled,
-        "device": detector.model.device.type,
-        "torch": metadata.version("torch"),
-    }
-    results.dataset = dataset_record(dataset, rows, split)
-    results.write(target)
-    figure = detection_figure if detector.track is Track.DETECTION else identification_figure
-    save_figure(figure(results), target.with_suffix(".png"))
-    return results
 
 
-def _undecoded(rows: datasets.Dataset) -> Iterator[dict[str, Any]]:
-    """Rows with class names and the image still as bytes, so that one broken image costs one row."""
-    features = rows.features
-    for row in rows.cast_column("image", datasets.Image(decode=False)):
-        yield with_names(row, features)
+def _scored(results: Results) -> Scored:
+    entries = results.per_image or []
+    position = results.names.index(Origin.SYNTHETIC)
+
+    def column(name: str) -> list[str]:
+        return [entry["columns"].get(name, "(none)") for entry in entries]
+
+    return Scored(
+        paths=[entry["path"] for entry in entries],
+        labels=np.array([entry["label"] == Origin.SYNTHETIC for entry in entries], dtype=np.intp),
+        scores=np.array([entry["scores"][position] for entry in entries]),
+        families=column("generator_family"),
+        generators=column("generator"),
+        content_types=column("content_type"),
+    )
+
+
+def _lists(
+    rows: RowStream, results: Results, annotations: str | os.PathLike[str] | None, run: _Run
+) -> ProtocolLists | None:
+    """Upstream's lists, for ImagiNet's images; a download that fails leaves them out."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    store = predictions_folder().parent / "annotations"
+    if annotations is not None:
+        folder = Path(annotations).expanduser()
+        found = find_protocol_lists(folder, store=folder, offline=True)
+        if found is None:
+            raise DataNotFoundError(f"--annotations: expected upstream's protocol lists in {folder}, found not all")
+        return found
+    if results.dataset.get("corpus") != IMAGINET:
+        return None
+    folder = Path(rows.name).expanduser()
+    try:
+        return find_protocol_lists(folder if folder.is_dir() else None, store=store, offline=HF_HUB_OFFLINE)
+    except FetchError as error:
+        run.show(f"the paper's protocol goes without upstream's lists: {error}")
+        return None
+
+
+def _train_scores(detector: Measurable, dataset: str | os.PathLike[str], run: _Run) -> Scored | None:
+    """The first rows of each class of the train split, scored; None where there is none."""
+    if "train" not in splits_of(dataset):
+        return None
+    wanted = dict.fromkeys(Origin, CALIBRATION_ROWS)
+    chosen: list[dict[str, Any]] = []
+    rows = open_split(dataset, "train")
+    left = sum(min(CALIBRATION_ROWS, rows.column("label").count(origin)) for origin in Origin)
+    for row in rows:
+        if not left:
+            break
+        if wanted[Origin(row["label"])]:
+            wanted[Origin(row["label"])] -= 1
+            left -= 1
+            chosen.append({**row, "path": row.get("path") or f"train row {len(chosen)}"})
+    run.show(f"calibrating on {len(chosen):,} rows of {rows.name}/train, for the clean protocol")
+    return _scored(run.on(detector, chosen, (), what=rows.record()))
+
+
+def _comparison(
+    results: Results,
+    against: str | os.PathLike[str],
+    rows: RowStream,
+    by: Sequence[str],
+    run: _Run,
+    labels: Mapping[str, str] | None,
+    device: str | None,
+    dtype: str,
+) -> dict[str, Any]:
+    """With another detector on the same rows, or with the results file of one."""
+    if os.fspath(against).endswith(".json"):
+        other = Results.read(against)
+    else:
+        second = load_measurable(against, labels=labels, device=device, dtype=dtype, batch_size=run.batch_size)
+        run.show(f"{second.name}: {second.how}")
+        other = run.on(second, rows, by)
+    return compare_results(results, other)
 
 
 def summary(results: Results) -> str:
-    """A results file as a few lines of text: headline metrics with 95 % intervals, then the break-downs."""
+    """A results file as text: headline metrics with intervals, break-downs, protocols, comparison."""
     dataset = results.dataset
     lines = [f"{results.track} on {dataset.get('name', '?')}/{dataset.get('split', '?')}: {results.n:,} images"]
-    lines += [f"  {name:<28}{interval_text(results.metrics.get(name))}" for name in _HEADLINES]
+    for name in _HEADLINES[Track(results.track)]:
+        lines.append(f"  {name:<28}{interval_text(results.metrics.get(name))}")
     majority = results.baselines.get("majority", {})
     if majority:
         lines.append(f"  {'majority baseline accuracy':<28}{majority['accuracy']:.3f}")
@@ -133,4 +383,37 @@ def summary(results: Results) -> str:
             metrics = facts["metrics"]
             metric = next((metrics[m] for m in ("balanced_accuracy", "accuracy") if m in metrics), None)
             lines.append(f"    {value:<26}{interval_text(metric)}  n={facts['n']}")
+    if results.unknown:
+        unknown = results.unknown
+        lines.append(
+            f"  unknown classes ({unknown['n_unknown']:,} images) told from known ones by {unknown['score']}: AUROC "
+            f"{interval_text(unknown['auroc'])}"
+        )
+    rows = _published(results)
+    if results.protocols:
+        lines += ["", side_by_side(results.protocols, rows).rstrip()]
+    elif rows:
+        lines += ["", published_text(rows)]
+    if results.comparison:
+        lines += ["", *_comparison_lines(results)]
     return "\n".join(lines)
+
+
+def _published(results: Results) -> list[PublishedRow] | None:
+    """What stands beneath a result on ImagiNet's test images."""
+    if results.dataset.get("corpus") != IMAGINET:
+        return None
+    tables = ("3", "content", "generator") if results.track == Track.DETECTION else ("7",)
+    return [row for table in tables for row in published(table=table)]
+
+
+def _comparison_lines(results: Results) -> list[str]:
+    comparison = results.comparison or {}
+    other, mcnemar = comparison["other"], comparison["mcnemar"]
+    lines = [
+        f"{results.model.get('name')} less {other.get('name')}, on the same {comparison['n']:,} images:",
+        *(f"  {name:<28}{interval_text(value)}" for name, value in comparison["differences"].items()),
+        f"  McNemar: {mcnemar['only_a_right']:,} right by the first alone, {mcnemar['only_b_right']:,} by the second "
+        f"alone, p = {mcnemar['p_value']:.2g}",
+    ]
+    return lines

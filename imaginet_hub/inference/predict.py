@@ -149,9 +149,9 @@ def _predict_batch(
 def _answers(model: Detector | None, images: Sequence[Image.Image]) -> list[tuple[str | None, float | None, bool]]:
     if model is None:
         return [(None, None, True)] * len(images)
-    probabilities, known = model.answers(images)
-    best = probabilities.argmax(axis=1)
-    known = np.ones(len(images), np.bool_) if known is None else known
+    answers = model.answers(images)
+    probabilities, best = answers.probabilities, answers.probabilities.argmax(axis=1)
+    known = np.ones(len(images), np.bool_) if answers.known is None else answers.known
     return [
         (model.names[k], float(row[k]), bool(like)) for row, k, like in zip(probabilities, best, known, strict=True)
     ]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 
-from imaginet_hub.data.loading import classes_of, held_out, track_of
-from imaginet_hub.errors import UsageError
+from imaginet_hub.cards import dataset_card
+from imaginet_hub.data.loading import classes_of, held_out, open_split, splits_of, track_of
+from imaginet_hub.data.repository import build_repository
+from imaginet_hub.errors import DataNotFoundError, UsageError
 from imaginet_hub.labels import Track
 from tests.conftest import image_bytes
 
@@ -96,3 +100,101 @@ def test_generators_are_told_apart_among_synthetic_rows() -> None:
         Track.IDENTIFICATION,
         Track.DETECTION,
     ]
+
+
+def parquet(folder: Path, name: str, rows: datasets.Dataset) -> None:
+    folder.mkdir(exist_ok=True)
+    rows.to_parquet(folder / f"{name}-00000-of-00001.parquet")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same images as a ROOT, as a dataset built of it, and as somebody else's Parquet files."""
+    folder = tmp_path_factory.mktemp("places")
+    root, lines = folder / "root", ["path,label,generator_family,generator,split,camera"]
+    (root / "some").mkdir(parents=True)
+    for number in range(12):
+        made = number % 3 == 0
+        (root / "some" / f"{number}.png").write_bytes(image_bytes(number, (8, 8)))
+        names = "synthetic,GAN,ProGAN" if made else "real,real,real"
+        lines.append(f"./some/{number}.png,{names},{'test' if number < 8 else 'train'},c{number}")
+    (root / "annotations.csv").write_text("\n".join(lines) + "\n")
+    build_repository(root, folder / "built", render_card=dataset_card)
+    theirs = datasets.Dataset.from_dict(
+        {
+            "image": [{"bytes": image_bytes(number, (8, 8)), "path": None} for number in range(12)],
+            "label": [number % 3 != 0 for number in range(12)],
+        },
+        features=datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=["AI-made", "photograph"])}
+        ),
+    )
+    parquet(folder / "theirs", "test", theirs)
+    return {"root": root, "built": folder / "built", "theirs": folder / "theirs"}
+
+
+@pytest.mark.parametrize("place", ["root", "built"])
+def test_a_split_as_a_stream(places: dict[str, Path], place: str) -> None:
+    assert sorted(splits_of(places[place])) == ["test", "train"]
+    stream = open_split(places[place], "test")
+    rows = list(stream)
+    assert len(stream) == len(rows) == 8
+    assert stream.column("path") == [row["path"] for row in rows]
+    assert stream.column("label") == [row["label"] for row in rows]
+    for row in rows:
+        number = int(Path(row["path"]).stem)
+        assert row["label"] == ("synthetic" if number % 3 == 0 else "real")
+        assert row["generator"] == ("ProGAN" if number % 3 == 0 else "real") and row["camera"] == f"c{number}"
+        given = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+        assert given == image_bytes(number, (8, 8))
+    assert [row["path"] for row in stream] == [row["path"] for row in rows], "again from the start"
+    synthetic = open_split(places[place], "test", "identification")
+    assert set(synthetic.column("label")) == {"synthetic"} and len(synthetic) == len(list(synthetic)) == 3
+
+
+def test_other_peoples_files(places: dict[str, Path]) -> None:
+    stream = open_split(places["theirs"], "test")
+    expected = ["synthetic" if number % 3 == 0 else "real" for number in range(12)]
+    assert [row["label"] for row in stream] == stream.column("label") == expected
+    assert stream.record()["fingerprint"]
+    with pytest.raises(UsageError, match="no column 'generator'; it has image, label"):
+        stream.column("generator")
+
+
+def test_fingerprints_of_streams_follow_the_content(places: dict[str, Path], tmp_path: Path) -> None:
+    built, theirs = (open_split(places[name], "test").record()["fingerprint"] for name in ("built", "theirs"))
+    moved = shutil.copytree(places["built"], tmp_path / "elsewhere")
+    assert open_split(moved, "test").record()["fingerprint"] == built
+    assert open_split(places["built"], "train").record()["fingerprint"] != built
+    root = Path(shutil.copytree(places["root"], tmp_path / "root"))
+    before = open_split(root, "test").record()["fingerprint"]
+    (root / "some" / "3.png").write_bytes(image_bytes(99, (8, 8)))
+    assert open_split(root, "test").record()["fingerprint"] != before
+    assert theirs != built
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "message"),
+    [
+        ("built", "tset", "has no detection/tset; it has train, test|has no detection/tset; it has test, train"),
+        ("root", "validation", "it has test, train"),
+        ("mini", "nothing", "it has train, test"),
+        ("/nowhere/at/all", "test", "nowhere"),
+    ],
+)
+def test_what_is_not_there_is_named(places: dict[str, Path], dataset: str, split: str, message: str) -> None:
+    with pytest.raises(DataNotFoundError, match=message):
+        open_split(places.get(dataset, Path(dataset)), split)
+
+
+def test_labels_that_mean_neither_are_refused(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    columns = {"image": [{"bytes": image_bytes(0, (8, 8)), "path": None}] * 2, "label": [0, 1]}
+    parquet(tmp_path / "cats", "test", datasets.Dataset.from_dict(columns, features=features))
+    with pytest.raises(UsageError, match="real or synthetic, got 'cat'"):
+        list(open_split(tmp_path / "cats", "test"))
+
+
+def test_a_stream_of_mini() -> None:
+    stream = open_split("mini", "test")
+    assert len(stream) == sum(1 for _ in stream) and stream.record()["corpus"] == "mini"

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from sklearn import metrics as sk
 
+from imaginet_hub import calibration
 from imaginet_hub.errors import UsageError
 from imaginet_hub.evaluation import detection_metrics, detection_report
-from imaginet_hub.evaluation.bootstrap import Bootstrap
-from imaginet_hub.evaluation.detection import METRICS
+from imaginet_hub.evaluation.bootstrap import Bootstrap, Strata
+from imaginet_hub.evaluation.detection import METRICS, weighted_groups
 
 FEW = {"n_resamples": 50}
 
@@ -40,32 +41,47 @@ def equal_error_rate(labels, scores):
     return np.interp(at, corners, fpr)
 
 
-@given(scored(), st.sampled_from([0.0, 0.25, 0.5, 0.6, 1.0]))
-def test_metrics_equal_scikit_learn(data, threshold):
-    labels, scores = data
+def reference(labels, scores, threshold=0.5):
+    """Every metric by other people's code."""
     called = scores >= threshold
     fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False)
-    expected = {
+    both = np.stack([1 - scores, scores], axis=1)
+    return {
         "balanced_accuracy": sk.balanced_accuracy_score(labels, called),
-        "accuracy": sk.accuracy_score(labels, called),
         "auc": sk.roc_auc_score(labels, scores),
+        "accuracy": sk.accuracy_score(labels, called),
         "average_precision": sk.average_precision_score(labels, scores),
         "eer": equal_error_rate(labels, scores),
         "tpr_at_fpr_1": tpr[fpr <= 0.01].max(),
-        "n_real": (labels == 0).sum(),
-        "n_synthetic": labels.sum(),
+        "tpr_at_fpr_0_1": tpr[fpr <= 0.001].max(),
+        "ece": calibration.expected_calibration_error(both, labels),
+        "brier": sk.brier_score_loss(labels, scores),
+        "nll": sk.log_loss(labels, scores, labels=[0, 1]),
     }
+
+
+@given(scored(), st.sampled_from([0.0, 0.25, 0.5, 0.6, 1.0]))
+def test_metrics_equal_scikit_learn(data, threshold):
+    labels, scores = data
+    expected = reference(labels, scores, threshold) | {"n_real": (labels == 0).sum(), "n_synthetic": labels.sum()}
     assert detection_metrics(labels, scores, threshold=threshold) == pytest.approx(expected, abs=1e-9)
 
 
-def test_metrics_equal_scikit_learn_on_many_distinct_scores():
+@pytest.mark.parametrize("decimals", [17, 3, 1], ids=lambda decimals: f"{decimals} decimals")
+def test_metrics_equal_scikit_learn_on_many_scores(decimals):
     labels, scores = toy(5000)
-    fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False)
+    scores = np.round(scores, decimals)
     found = detection_metrics(labels, scores)
-    assert found["auc"] == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-9)
-    assert found["average_precision"] == pytest.approx(sk.average_precision_score(labels, scores), abs=1e-9)
-    assert found["eer"] == pytest.approx(equal_error_rate(labels, scores), abs=1e-9)
-    assert found["tpr_at_fpr_1"] == tpr[fpr <= 0.01].max()
+    assert {name: found[name] for name in METRICS} == pytest.approx(reference(labels, scores), abs=1e-9)
+
+
+@given(scored())
+def test_probabilities_are_judged_as_by_calibration(data):
+    labels, scores = data
+    both = np.stack([1 - scores, scores], axis=1)
+    found = detection_metrics(labels, scores)
+    assert found["brier"] == pytest.approx(calibration.brier_score(both, labels) / 2)
+    assert found["nll"] == pytest.approx(calibration.negative_log_likelihood(both, labels))
 
 
 @given(scored())
@@ -75,12 +91,17 @@ def test_laws(data):
     mirrored = detection_metrics(1 - labels, 1 - scores, threshold=0.5)
     assert detection_metrics(labels, 1 - scores)["auc"] == pytest.approx(1 - found["auc"])
     assert mirrored["auc"] == pytest.approx(found["auc"])
-    assert mirrored["eer"] == pytest.approx(found["eer"])
-    assert detection_metrics(labels, scores**2)["auc"] == pytest.approx(found["auc"])  # ranks are all that counts
+    for name in ("eer", "brier", "nll"):
+        assert mirrored[name] == pytest.approx(found[name])
+    squared = detection_metrics(labels, scores**2)
+    for name in ("auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_0_1"):  # ranks are all that counts
+        assert squared[name] == pytest.approx(found[name])
     order = np.random.default_rng(0).permutation(len(labels))
     assert detection_metrics(labels[order], scores[order]) == found
-    assert detection_metrics(np.tile(labels, 2), np.tile(scores, 2))["auc"] == pytest.approx(found["auc"])
-    assert all(0 <= found[name] <= 1 for name in METRICS)
+    twice = detection_metrics(np.tile(labels, 2), np.tile(scores, 2))
+    assert [twice[name] for name in METRICS] == pytest.approx([found[name] for name in METRICS])
+    assert all(0 <= found[name] <= 1 for name in METRICS if name != "nll")
+    assert 0 <= found["nll"] <= 36.05
 
 
 def test_all_scores_tied_is_chance():
@@ -96,16 +117,20 @@ def test_a_score_at_the_threshold_is_called_synthetic():
 
 def test_perfect_and_reversed():
     perfect = detection_metrics([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])
-    assert [perfect[name] for name in METRICS] == [1, 1, 1, 1, 0, 1]
+    assert [perfect[name] for name in METRICS[:7]] == [1, 1, 1, 1, 0, 1, 1]
+    certain = detection_metrics([0, 0, 1, 1], [0, 0, 1, 1])
+    assert [certain[name] for name in METRICS] == [1, 1, 1, 1, 0, 1, 1, 0, 0, 0]
     reversed_ = detection_metrics([1, 1, 0, 0], [0.1, 0.2, 0.8, 0.9])
     assert (reversed_["auc"], reversed_["eer"], reversed_["accuracy"]) == (0, 1, 0)
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_one_class_leaves_accuracy_only(label):
+def test_one_class_leaves_means_over_rows_only(label):
     found = detection_metrics([label] * 3, [0.1, 0.2, 0.9])
     assert found["accuracy"] == pytest.approx(1 / 3 if label else 2 / 3)
-    assert all(math.isnan(found[name]) for name in METRICS if name != "accuracy")
+    means = {"accuracy", "ece", "brier", "nll"}
+    assert found["brier"] == pytest.approx((0.81 + 0.64 + 0.01 if label else 0.01 + 0.04 + 0.81) / 3)
+    assert {name for name in METRICS if not math.isnan(found[name])} == means
     report = detection_report([label] * 3, [0.1, 0.2, 0.9], {"generator": ["x"] * 3, "source": ["s"] * 3}, **FEW)
     assert math.isnan(report["metrics"]["auc"]["low"])
     assert report["metrics"]["accuracy"]["low"] <= report["metrics"]["accuracy"]["high"]
@@ -145,35 +170,64 @@ def test_a_column_of_another_length_is_refused():
         detection_report([0, 1], [0.1, 0.9], {"source": ["a"]})
 
 
-def test_intervals_are_percentiles_of_the_metric_on_resampled_rows():
+def drawn_rows(labels, bootstrap, key):
+    """The rows of each resample, written out."""
+    strata = {name: np.flatnonzero(labels == label) for label, name in enumerate(("real", "synthetic"))}
+    for chunk in bootstrap.chunks(len(labels)):
+        counts = [bootstrap.counts(chunk, len(rows), f"{key} {name}") for name, rows in strata.items()]
+        for times in zip(*counts, strict=True):
+            yield np.concatenate([np.repeat(rows, n) for rows, n in zip(strata.values(), times, strict=True)])
+
+
+@pytest.mark.parametrize("decimals", [17, 1], ids=["distinct", "tied"])
+@pytest.mark.parametrize("cells", [400_000, 400], ids=["one chunk", "many chunks"])
+def test_intervals_are_percentiles_of_the_metric_on_resampled_rows(monkeypatch, cells, decimals):
+    monkeypatch.setattr("imaginet_hub.evaluation.bootstrap._CELLS", cells)
     labels, scores = toy(60)
-    scores = np.round(scores, 1)
-    strata = [np.flatnonzero(labels == label) for label in (0, 1)]
-    drawn = [
-        np.concatenate(rows)
-        for real, synthetic in Bootstrap(80, 0.9, 7).resamples(strata)
-        for rows in zip(real, synthetic, strict=True)
-    ]
+    order = np.argsort(-scores, kind="stable")  # draws are told in the order of scores
+    labels, scores = labels[order], np.round(scores[order], decimals)
+    bootstrap = Bootstrap(80, 0.9, 7)
+    drawn = list(drawn_rows(labels, bootstrap, "all"))
     assert len(drawn) == 80
+    replicates = [reference(labels[rows], scores[rows]) for rows in drawn]
     report = detection_report(labels, scores, {}, n_resamples=80, seed=7, confidence=0.9)
-    references = {
-        "auc": lambda rows: sk.roc_auc_score(labels[rows], scores[rows]),
-        "average_precision": lambda rows: sk.average_precision_score(labels[rows], scores[rows]),
-        "balanced_accuracy": lambda rows: sk.balanced_accuracy_score(labels[rows], scores[rows] >= 0.5),
-        "eer": lambda rows: equal_error_rate(labels[rows], scores[rows]),
-    }
-    for name, reference in references.items():
-        low, high = np.quantile([reference(rows) for rows in drawn], [0.05, 0.95])
+    for name in METRICS:
+        low, high = np.quantile([values[name] for values in replicates], [0.05, 0.95])
         assert report["metrics"][name]["low"] == pytest.approx(low, abs=1e-9)
         assert report["metrics"][name]["high"] == pytest.approx(high, abs=1e-9)
     assert report["recall"]["synthetic"]["value"] == sk.recall_score(labels, scores >= 0.5)
     assert report["confusion"] == sk.confusion_matrix(labels, scores >= 0.5).tolist()
 
 
-def test_resamples_in_chunks_are_complete(monkeypatch):
-    monkeypatch.setattr("imaginet_hub.evaluation.bootstrap._CHUNK", 7)
-    chunks = list(Bootstrap(10, 0.95, 0).resamples([np.arange(2), np.arange(1)]))
-    assert [len(first) for first, _ in chunks] == [2] * 5
+def test_a_generator_is_resampled_with_the_real_rows_of_all():
+    labels, scores = toy(80)
+    order = np.argsort(-scores, kind="stable")
+    labels, scores = labels[order], scores[order]
+    made = np.where(labels == 0, "real", np.where(np.arange(80) % 3 == 0, "A", "B"))
+    report = detection_report(labels, scores, {"generator": made.tolist()}, n_resamples=60, confidence=0.9)
+    bootstrap, real, synthetic = Bootstrap(60, 0.9), np.flatnonzero(labels == 0), np.flatnonzero(made == "A")
+    counts = zip(
+        bootstrap.counts(range(60), len(real), "all real"),
+        bootstrap.counts(range(60), len(synthetic), "generator=A synthetic"),
+        strict=True,
+    )
+    areas = []
+    for r, s in counts:
+        rows = np.concatenate([np.repeat(real, r), np.repeat(synthetic, s)])
+        areas.append(sk.roc_auc_score(labels[rows], scores[rows]))
+    found = report["by"]["generator"]["A"]["metrics"]["auc"]
+    assert [found["low"], found["high"]] == pytest.approx(np.quantile(areas, [0.05, 0.95]).tolist(), abs=1e-9)
+
+
+def test_all_right_on_few_rows_is_no_proof():
+    report = detection_report([0] * 8 + [1] * 8, [0.1] * 8 + [0.9] * 8, {}, **FEW)
+    z = stats.norm.ppf(0.975)
+    for name, value in {"balanced_accuracy": 1, "auc": 1, "eer": 0}.items():
+        inner = 8 / (8 + z**2)
+        low, high = (inner, 1) if value else (0, 1 - inner)
+        assert report["metrics"][name] == pytest.approx({"value": value, "low": low, "high": high})
+    assert report["recall"]["real"]["low"] == pytest.approx(8 / (8 + z**2))
+    assert report["metrics"]["nll"]["low"] == pytest.approx(report["metrics"]["nll"]["high"])
 
 
 @given(scored())
@@ -230,6 +284,99 @@ def test_generators_meet_all_real_rows_and_other_columns_their_own():
     assert faces["n"] == 2
 
 
+@st.composite
+def weighted(draw):
+    """Labels, scores with ties, and two groups of weights with rows of both classes."""
+    labels, scores = draw(scored())
+    n = len(labels)
+    weights = {}
+    for name in ("a", "b"):
+        times = np.array(draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)))
+        times[[labels.argmin(), labels.argmax()]] += 1
+        weights[name] = times
+    return labels, scores, weights
+
+
+@given(weighted(), st.sampled_from([0.25, 0.5]))
+def test_weights_are_rows_repeated(data, threshold):
+    labels, scores, weights = data
+    found = weighted_groups(labels, scores, weights, labels, threshold=threshold, bootstrap=Bootstrap(5))
+    for name, times in weights.items():
+        group = found["groups"][name]
+        rows = np.repeat(np.arange(len(labels)), times)
+        expected = reference(labels[rows], scores[rows], threshold)
+        assert {key: value["value"] for key, value in group["metrics"].items()} == pytest.approx(expected, abs=1e-9)
+        assert group["n_real"] == times[labels == 0].sum()
+        assert group["n_real_unique"] == np.count_nonzero(times[labels == 0])
+        assert group["n_synthetic"] == times[labels == 1].sum()
+    for metric, interval in found["mean"].items():
+        values = [group["metrics"][metric]["value"] for group in found["groups"].values()]
+        assert interval["value"] == pytest.approx(np.mean(values))
+
+
+def test_weighted_groups_resample_images_once_for_all_groups():
+    labels, scores = toy(90)
+    rng = np.random.default_rng(1)
+    weights = {name: np.where(labels == 0, rng.poisson(1.2, 90), rng.integers(2, size=90)) for name in "ab"}
+    strata = labels * 2 + (np.arange(90) < 40)
+    bootstrap = Bootstrap(70, 0.9, 3)
+    found = weighted_groups(labels, scores, weights, strata, bootstrap=bootstrap)
+    replicates = {"a": [], "b": [], "mean": []}
+    for counts in Strata(strata).counts(bootstrap, range(70)):
+        for name, times in weights.items():
+            rows = np.repeat(np.arange(90), times * counts)
+            replicates[name].append(list(reference(labels[rows], scores[rows]).values()))
+    replicates["mean"] = np.mean([replicates["a"], replicates["b"]], axis=0)
+    for name, values in replicates.items():
+        metrics = found["mean"] if name == "mean" else found["groups"][name]["metrics"]
+        lows, highs = np.quantile(values, [0.05, 0.95], axis=0)
+        assert [metrics[metric]["low"] for metric in METRICS] == pytest.approx(lows.tolist(), abs=1e-9)
+        assert [metrics[metric]["high"] for metric in METRICS] == pytest.approx(highs.tolist(), abs=1e-9)
+
+
+def test_an_undefined_group_leaves_the_mean_undefined():
+    found = weighted_groups([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], {"a": [1, 1, 1, 1], "b": [1, 1, 0, 0]}, [0, 0, 1, 1])
+    assert found["groups"]["a"]["metrics"]["auc"]["value"] == 1
+    assert math.isnan(found["groups"]["b"]["metrics"]["auc"]["value"])
+    assert math.isnan(found["mean"]["auc"]["value"])
+    assert found["mean"]["accuracy"]["value"] == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "strata"),
+    [
+        ({}, [0, 1]),
+        ({"a": [1]}, [0, 1]),
+        ({"a": [1, -1]}, [0, 1]),
+        ({"a": [0.5, 1]}, [0, 1]),
+        ({"a": [0, 0]}, [0, 1]),
+        ({"a": [1, 1]}, [0]),
+    ],
+    ids=["no groups", "length", "negative", "fractions", "no rows", "strata"],
+)
+def test_unusable_weights_are_refused(weights, strata):
+    with pytest.raises(UsageError, match="expected"):
+        weighted_groups([0, 1], [0.1, 0.9], weights, strata)
+
+
 def test_majority_baseline():
     report = detection_report([0, 0, 0, 1], [0.1, 0.2, 0.3, 0.9], {}, **FEW)
     assert report["baselines"]["majority"] == {"class": "real", "accuracy": 0.75, "balanced_accuracy": 0.5}
+
+
+def test_a_class_that_is_answered_alike_adds_its_own_uncertainty() -> None:
+    """Two synthetic rows that are both missed, among many real ones: no resample shows that the next may be found."""
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.uniform(0, 0.7, 400), [0.1, 0.2]])
+    labels = np.array([0] * 400 + [1] * 2)
+    found = detection_report(labels, scores, {})["metrics"]["balanced_accuracy"]
+    recall = np.mean(scores[:400] < 0.5)
+    assert found["value"] == pytest.approx(recall / 2)
+    wilson = 1.959963984540054**2 / (2 + 1.959963984540054**2)
+    assert found["high"] == pytest.approx(found["value"] + wilson / 2, abs=0.002)
+    spread = 1.96 * np.sqrt(recall * (1 - recall) / 400) / 2
+    assert found["low"] == pytest.approx(found["value"] - spread, rel=0.02)
+    # Many rows answered alike are nearly certain; accuracy weighs a class by its rows.
+    many = detection_report(np.array([0] * 400 + [1] * 4000), np.append(scores[:400], np.full(4000, 0.9)), {})
+    assert many["metrics"]["balanced_accuracy"]["low"] == pytest.approx((1 + recall) / 2 - spread, abs=1e-3)
+    assert detection_report(labels, scores, {})["metrics"]["accuracy"]["high"] <= 1

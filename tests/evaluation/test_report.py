@@ -9,6 +9,8 @@ from sklearn import metrics as sk
 
 from imaginet_hub.errors import DataNotFoundError, ImageError, UsageError
 from imaginet_hub.evaluation import Results, evaluate_rows
+from imaginet_hub.evaluation.mistakes import Mistakes
+from imaginet_hub.evaluation.predictions import PredictionStore
 from imaginet_hub.perturbations import fixed_crop, jpeg
 
 FAMILIES = ("GAN", "SD")
@@ -117,7 +119,7 @@ def test_equalised_crops_are_what_is_predicted():
 
     results = evaluate(rows, predict, crop_size=40, equalize="jpeg:90")
     assert np.array_equal(seen[2], np.asarray(jpeg(fixed_crop(source, 40), 90)))
-    assert results.preprocessing == {"crop_size": 40, "equalize": "jpeg:90"}
+    assert results.preprocessing == {"crop_size": 40, "resize": None, "equalize": "jpeg:90"}
 
 
 class Broken(dict):
@@ -174,6 +176,155 @@ def test_identification_lists_unknown_classes():
     assert np.array(results.confusion).shape == (2, 2)
 
 
+def test_unknown_classes_are_told_by_the_scores_they_get():
+    rows = rows_of(24)
+    for row in rows[::2]:
+        row["generator_family"] = "Imagen"
+    labels = [row["generator_family"] == "Imagen" for row in rows]
+
+    def with_distance(images):
+        scores = by_level(images)
+        return np.column_stack([scores, 3 * scores[:, 1] - 1])
+
+    results = evaluate(rows, with_distance, track="identification", names=FAMILIES)
+    levels = [row["image"].getpixel((0, 0))[0] / 255 for row in rows]
+    assert results.unknown["auroc"]["value"] == pytest.approx(sk.roc_auc_score(labels, levels))
+    assert (results.unknown["score"], results.unknown["n_known"], results.unknown["n_unknown"]) == ("distance", 12, 12)
+    assert (results.n, results.unknown_classes, len(results.per_image[0]["scores"])) == (12, {"Imagen": 12}, 2)
+    without = evaluate(rows, track="identification", names=FAMILIES)
+    least = [1 - max(level, 1 - level) for level in levels]
+    assert without.unknown["auroc"]["value"] == pytest.approx(sk.roc_auc_score(labels, least))
+    assert without.unknown["score"] == "1 - highest probability"
+    assert evaluate(rows[1::2], track="identification", names=FAMILIES).unknown is None
+
+
+def encoded(rows):
+    return [row | {"image": {"bytes": png(row["image"]), "path": None}} for row in rows]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_threads_change_nothing(workers):
+    rows = encoded(rows_of(30))
+    rows[7]["image"] = {"bytes": b"no image", "path": None}
+    sizes = []
+
+    def predict(images):
+        sizes.append(len(images))
+        return by_level(images)
+
+    plain, threaded = evaluate(rows, batch_size=4), evaluate(rows, predict, batch_size=4, num_workers=workers)
+    assert threaded == plain
+    assert sizes == [4] * 7 + [1]
+
+
+def test_rows_are_read_no_further_ahead_than_some_batches():
+    taken, most = 0, []
+
+    def rows():
+        nonlocal taken
+        for row in encoded(rows_of(60)):
+            taken += 1
+            yield row
+
+    predicted = 0
+
+    def predict(images):
+        nonlocal predicted
+        most.append(taken - predicted)
+        predicted += len(images)
+        return by_level(images)
+
+    evaluate(rows(), predict, batch_size=4, num_workers=2)
+    assert predicted == 60 and max(most) <= 4 + 2 * 4 + 1
+
+
+def test_resizing_takes_the_middle_square():
+    rows = rows_of(4)
+    rows[0]["image"] = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3)).astype(np.uint8))
+    rows[1]["image"] = flat(9, size=(1, 5000))
+    seen = []
+
+    def predict(images):
+        seen.extend(images)
+        return by_level(images)
+
+    evaluate(rows, predict, resize=20)
+    assert {image.size for image in seen} == {(20, 20)}
+    middle = rows[0]["image"].crop((25, 0, 65, 40)).resize((20, 20), Image.Resampling.LANCZOS)
+    assert np.array_equal(np.asarray(seen[0]), np.asarray(middle))
+
+
+class Counted:
+    """A detector that says what it was asked, and can be made to fail in the middle."""
+
+    def __init__(self, stop_after=None):
+        self.asked, self.stop_after = 0, stop_after
+
+    def __call__(self, images):
+        if self.stop_after is not None and self.asked >= self.stop_after:
+            raise KeyboardInterrupt
+        self.asked += len(images)
+        return by_level(images)
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(tmp_path):
+    rows = encoded(rows_of(20))
+    for number, row in enumerate(rows):
+        row["image"]["bytes"] += b"#" * number  # no two files alike
+    rows[3]["image"] = {"bytes": b"no image", "path": None}
+
+    def store():
+        return PredictionStore({"model": "m"}, 2, tmp_path)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(rows, Counted(stop_after=8), batch_size=4, store=store())
+    second = Counted()
+    again = store()
+    results = evaluate(rows, second, batch_size=4, store=again)
+    assert (second.asked, again.reused) == (11, 8)
+    assert results == evaluate(rows, batch_size=4), "the same as in one go"
+    third = Counted()
+    assert evaluate(rows, third, batch_size=7, store=store(), num_workers=2) == results
+    assert third.asked == 0
+    other = Counted()
+    evaluate(rows, other, store=PredictionStore({"model": "n"}, 2, tmp_path))
+    assert other.asked == 19
+    # An image that changed is looked at again, and nothing else.
+    rows[5]["image"]["bytes"] = png(flat(3))
+    changed = Counted()
+    evaluate(rows, changed, store=store())
+    assert changed.asked == 1
+
+
+def test_images_without_a_file_are_predicted_anew(tmp_path):
+    for _ in range(2):
+        detector, store = Counted(), PredictionStore({}, 2, tmp_path)
+        evaluate(rows_of(8), detector, store=store)
+        assert (detector.asked, len(store)) == (8, 0)
+
+
+def test_the_worst_mistakes_are_kept(tmp_path):
+    rows = encoded(rows_of(60, seed=3))
+    for number, row in enumerate(rows):
+        row["image"]["bytes"] += b"#" * number
+    store = PredictionStore({}, 2, tmp_path)
+    mistakes, cached = Mistakes(per_group=2, side=4), Mistakes(per_group=2, side=4)
+    results = evaluate(rows, mistakes=mistakes, store=store, by=("generator",))
+    evaluate(rows, mistakes=cached, store=store, by=("generator",))
+    assert mistakes.by_group().keys() <= {"real", "ProGAN", "SDXL"} and mistakes.by_group()
+    for group, kept in mistakes.by_group().items():
+        wrong = [
+            (entry["scores"][entry["label"] == "synthetic"], entry["path"])
+            for entry in results.per_image
+            if entry["columns"]["generator"] == group
+            and (entry["scores"][1] >= 0.5) != (entry["label"] == "synthetic")
+        ]
+        worst = [path for _, path in sorted(wrong, key=lambda item: item[0])[:2]]
+        assert [mistake.path for mistake in kept] == worst
+        assert all(mistake.thumbnail.size == (4, 3) and mistake.answer != mistake.label for mistake in kept)
+        assert [m.path for m in cached.by_group()[group]] == worst, "from kept predictions too"
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
@@ -181,6 +332,10 @@ def test_identification_lists_unknown_classes():
         ({}, {"names": ("fake", "real")}, "class names"),
         ({}, {"batch_size": 0}, "batch_size"),
         ({}, {"crop_size": 0}, "crop_size"),
+        ({}, {"resize": 0}, "resize"),
+        ({}, {"num_workers": -1}, "num_workers"),
+        ({}, {"threshold": 1.5}, "threshold"),
+        ({}, {"threshold": float("nan")}, "threshold"),
         ({}, {"equalize": "jpeg"}, "equalize"),
         ({}, {"equalize": "jpeg:101"}, "equalize"),
         ({}, {"equalize": "png:9"}, "equalize"),
@@ -232,8 +387,8 @@ def test_the_file_has_the_documented_keys_and_no_nan(tmp_path):
     content = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
     assert list(content) == [
         *("schema_version", "track", "names", "model", "dataset", "preprocessing", "threshold", "bootstrap", "n"),
-        *("class_counts", "skipped", "unknown_classes", "metrics", "recall", "confusion", "baselines", "by"),
-        "per_image",
+        *("class_counts", "skipped", "unknown_classes", "unknown", "metrics", "recall", "confusion", "baselines"),
+        *("by", "protocols", "comparison", "software", "per_image"),
     ]
     assert content["metrics"]["auc"] == {"value": None, "low": None, "high": None}
     assert content["recall"]["synthetic"]["value"] is None
@@ -260,8 +415,8 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     [
         ("{", "JSON"),
         ("[]", "version None"),
-        ('{"schema_version": 2}', "version 2"),
-        ('{"schema_version": 1, "track": "detection", "extra": 1}', "extra"),
+        ('{"schema_version": 1}', "version 1"),
+        ('{"schema_version": 2, "track": "detection", "extra": 1}', "extra"),
     ],
 )
 def test_other_files_are_refused(tmp_path, text, message):

@@ -1,0 +1,384 @@
+"""The perturbed test set of a dataset: rendered into a repository for the Hub, and verified by rendering it again.
+
+What an image gets depends on the seed and on its path alone (`perturbations.Perturbation.drawn`). So any machine with
+the same encoders makes the same pixels, with any number of workers, in any order, of all images or of some.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imaginet_hub.data import folders
+from imaginet_hub.data.loading import RowStream, open_split
+from imaginet_hub.data.progress import progress_bar
+from imaginet_hub.data.rendering import FORMAT, Rendered, Task, render_all
+from imaginet_hub.data.repository import ROW_GROUP_BYTES, SHARD_BYTES, encoded, shard_writer, usable_target
+from imaginet_hub.errors import BuildError, DataNotFoundError, ImageError, UsageError
+from imaginet_hub.labels import Origin
+from imaginet_hub.perturbations import (
+    COMPRESSION_SHARE,
+    COMPRESSIONS,
+    MAX_SIDE,
+    MIN_SIDE,
+    QUALITIES,
+    SIZE,
+    Perturbation,
+    encoder_versions,
+    simple_path,
+)
+
+__all__ = ["PERTURB_REPORT", "perturb", "perturbed_split", "verify"]
+
+PERTURB_REPORT = "perturb_report.json"
+_CARD = "README.md"
+_REPORT_SCHEMA = 1
+_LAW = {
+    "size": SIZE,
+    "crop_side": [MIN_SIDE, MAX_SIDE],
+    "resampling": "lanczos",
+    "compressions": list(COMPRESSIONS),
+    "compression_share": COMPRESSION_SHARE[0] / COMPRESSION_SHARE[1],
+    "quality": list(QUALITIES),
+}
+
+_TEXT, _NUMBER = datasets.Value("string"), datasets.Value("int32")
+#: Columns that are of the rendered image where the original has them.
+_REPLACED = {
+    "image": datasets.Image(),
+    "label": datasets.ClassLabel(names=[str(origin) for origin in Origin]),
+    "path": _TEXT,
+    "sha256": _TEXT,
+    "width": _NUMBER,
+    "height": _NUMBER,
+    "format": _TEXT,
+}
+#: Columns that are added.
+_ADDED = {
+    "pixel_sha256": _TEXT,
+    "source_sha256": _TEXT,
+    "crop_side": _NUMBER,
+    "crop_left": _NUMBER,
+    "crop_top": _NUMBER,
+    "compression": _TEXT,
+    "quality": _NUMBER,
+}
+_SHOWN = 10
+
+
+def perturbed_split(split: str) -> str:
+    """The name of the split that holds the rendered images of another."""
+    return f"{split}_perturbed"
+
+
+def perturb(
+    dataset: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    split: str = "test",
+    seed: int = 0,
+    num_workers: int | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    render_card: Callable[[dict[str, Any]], str],
+) -> dict[str, Any]:
+    """Render a split into `out`: `data/*.parquet`, `README.md` and `perturb_report.json`.
+
+    A row keeps its columns of text, numbers and classes. `image` is a lossless WebP of 256 x 256 pixels, `sha256`,
+    `width`, `height` and `format` are of that file; `pixel_sha256` is of its RGB samples row by row, `source_sha256`
+    of the file that it was made of, and `crop_side`, `crop_left`, `crop_top` (pixels), `compression` ("jpeg", "webp"
+    or null) and `quality` (or null) say what it got. A row group holds one label; in a label the order is that of the
+    dataset. Rows without a path go by "sha256:" and the digest of their file.
+
+    The folder appears under its name only when it is complete.
+
+    Args:
+        dataset, split: see `loading.RowStream`.
+        out: the folder to write.
+        seed: any integer, see `Perturbation.drawn`.
+        num_workers: processes that render. Default: one per core. Nothing depends on it but the time.
+        limit: the first so many rows only.
+        overwrite: replace `out` if this function wrote it.
+        progress: whether to show a bar.
+        render_card: makes README.md from the report.
+
+    Returns:
+        The report, as in `perturb_report.json`: schema_version, imaginet_hub (its version), dataset (name, split,
+        images, fingerprint, corpus as far as known), split (the new one), seed, limit, rows, label and compression
+        (value -> rows), license (terms -> rows, where the dataset says), left_out ([{path, reason, message}]),
+        columns_left_out (of other kinds), encoders (library -> version), law (its bounds and shares), digest (one
+        line that two machines compare: SHA-256 over the lines "path in its simplest form, tab, pixel_sha256,
+        newline" in the order of their bytes), parquet_bytes, build_id.
+
+    Raises:
+        BuildError: no row is fit to go in, a worker ended, or `out` may not be replaced or cannot be written.
+        DataNotFoundError: no such dataset or split.
+        UsageError: a number that cannot be used, or a dataset that was perturbed before.
+    """
+    workers = _checked(num_workers, limit)
+    Perturbation.drawn(seed, "", SIZE, SIZE)  # that the seed is one, now
+    source = Path(dataset).expanduser()
+    target = usable_target(out, source if source.is_dir() else None, PERTURB_REPORT, overwrite, "the dataset")
+    rows = open_split(dataset, split)
+    if taken := [column for column in _ADDED if column in rows.features]:
+        raise UsageError(
+            f"{rows.name!r} has {', '.join(taken)} already, as a perturbed dataset has: perturb the original one, or "
+            "rename its columns"
+        )
+    features = _features(rows.features)
+    left_out: list[dict[str, str]] = []
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    lines: list[bytes] = []
+
+    def stored() -> Iterator[dict[str, Any]]:
+        with closing(_rendered(rows, seed, workers, limit, progress)) as results:
+            for row, result in results:
+                if isinstance(result, ImageError):
+                    path = str(row.get("path") or (row["image"] or {}).get("path") or "")
+                    left_out.append({"path": path, "reason": result.reason, "message": result.message})
+                    continue
+                lines.append(f"{simple_path(result.path)}\t{result.pixel_sha256}\n".encode("utf-8", "surrogatepass"))
+                new = {**{column: row.get(column) for column in features}, **_columns(result)}
+                for column in ("label", "compression", "license"):
+                    counts[column][str(new.get(column) or "none")] += 1
+                yield encoded(new, features)
+
+    try:
+        with folders.staged(target) as staging:
+            (staging / "data").mkdir()
+            _write(staging / "data", perturbed_split(split), stored(), features.arrow_schema)
+            if not lines:
+                first = f", the first: {left_out[0]['message']}" if left_out else ""
+                raise BuildError(
+                    f"none of the {len(left_out):,} images of {rows.name!r}, split {split}, can be rendered{first}; "
+                    "nothing was written"
+                )
+            report = {
+                "schema_version": _REPORT_SCHEMA,
+                "imaginet_hub": version("imaginet_hub"),
+                "dataset": rows.record(),
+                "split": perturbed_split(split),
+                "seed": seed,
+                "limit": limit,
+                "rows": len(lines),
+                **{column: dict(sorted(counts[column].items())) for column in ("label", "compression", "license")},
+                "left_out": left_out,
+                "columns_left_out": [column for column in rows.features if column not in features],
+                "encoders": encoder_versions(),
+                "law": _LAW,
+                "digest": hashlib.sha256(b"".join(sorted(lines))).hexdigest(),
+                "parquet_bytes": sum(file.stat().st_size for file in (staging / "data").iterdir()),
+            }
+            report["build_id"] = hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()[:16]
+            (staging / PERTURB_REPORT).write_text(
+                json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+            (staging / _CARD).write_text(render_card(report), encoding="utf-8")
+            folders.put_in_place(target)
+    except OSError as error:
+        if isinstance(error, DataNotFoundError):
+            raise
+        raise BuildError(f"{target} could not be written ({error}); nothing was left there") from error
+    return report
+
+
+def verify(
+    dataset: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Render a dataset again and compare it, row by row, with what `perturb` wrote; nothing is changed.
+
+    Args:
+        dataset: the one that `out` was made of; the split, the seed and the limit are those on record.
+        out: the folder that `perturb` wrote.
+        num_workers, progress: see `perturb`.
+
+    Returns:
+        `same`: whether everything is as stored; `rows`: that were compared; `encoders`: library -> {"stored", "here"}
+        of those whose versions differ (which explains other pixels, and alone is no difference); and, each as
+        {"count", "first": the first ten by path, in its simplest form}:
+        `different` ([{path, columns}]: which of the hashes and parameters are others now; source_sha256 among them
+        says that the original file is another), `damaged` (paths whose stored file is not what its sha256 says),
+        `only_stored` (paths that the dataset does not have, or not as a readable image), `not_stored` (paths of the
+        dataset that are not in `out`).
+
+    Raises:
+        DataNotFoundError: `out` is no such folder, or there is no such dataset.
+        BuildError: a worker ended.
+    """
+    workers = _checked(num_workers, None)
+    folder = Path(out).expanduser()
+    try:
+        report = json.loads((folder / PERTURB_REPORT).read_text(encoding="utf-8"))
+        known, damaged = _stored(folder)
+        split, seed, limit = report["split"].removesuffix(perturbed_split("")), report["seed"], report["limit"]
+        encoders: dict[str, str | None] = report["encoders"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        raise DataNotFoundError(
+            f"expected a folder that `imaginet perturb` wrote at {folder}, found none that can be read ({error})"
+        ) from error
+    different: list[dict[str, Any]] = []
+    not_stored: list[str] = []
+    compared = 0
+    with closing(_rendered(open_split(dataset, split), seed, workers, limit, progress)) as results:
+        for _, result in results:
+            if isinstance(result, ImageError):
+                continue
+            path = simple_path(result.path)
+            then = known[path]
+            if not then:
+                not_stored.append(path)
+                continue
+            compared += 1
+            now, stored = _columns(result), then.pop(0)
+            others = [column for column, value in zip(_ADDED, stored, strict=True) if now[column] != value]
+            if others:
+                different.append({"path": path, "columns": others})
+    only_stored = [path for path, rows in known.items() for _ in rows]
+    here = encoder_versions()
+    found = {
+        "different": _first(different, lambda row: row["path"]),
+        "damaged": _first(damaged),
+        "only_stored": _first(only_stored),
+        "not_stored": _first(not_stored),
+    }
+    return {
+        "same": not any(part["count"] for part in found.values()),
+        "rows": compared,
+        "encoders": {
+            name: {"stored": encoders.get(name), "here": here.get(name)}
+            for name in {**encoders, **here}
+            if encoders.get(name) != here.get(name)
+        },
+        **found,
+    }
+
+
+def _checked(num_workers: int | None, limit: int | None) -> int:
+    """The number of workers."""
+    for name, value in (("num_workers", num_workers), ("limit", limit)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name}: expected 1 or more, got {value}")
+    return num_workers or os.cpu_count() or 1
+
+
+def _features(given: datasets.Features) -> datasets.Features:
+    """The columns of the rendered rows: the given ones in their order, then what is new."""
+    kept = {
+        column: _REPLACED.get(column, feature)
+        for column, feature in given.items()
+        if column in _REPLACED or isinstance(feature, datasets.Value | datasets.ClassLabel)
+    }
+    return datasets.Features({**kept, **{c: f for c, f in _REPLACED.items() if c not in kept}, **_ADDED})
+
+
+def _rendered(
+    rows: RowStream, seed: int, num_workers: int, limit: int | None, progress: bool
+) -> Generator[tuple[dict[str, Any], Rendered | ImageError]]:
+    """Rows (without the bytes of their images), each with what was made of it."""
+
+    def tasks() -> Iterator[Task]:
+        for row in islice(rows, limit):
+            image = row["image"] or {}
+            yield Task(
+                {**row, "image": {"path": image.get("path")}}, row.get("path"), image.get("bytes"), image.get("path")
+            )
+
+    total = len(rows) if limit is None else min(len(rows), limit)
+    with (
+        progress_bar(total=total, desc="Rendering", unit="img", disable=not progress) as bar,
+        closing(render_all(tasks(), seed, num_workers)) as results,
+    ):
+        for task, result in results:
+            bar.update(1)
+            yield task.row, result
+
+
+def _columns(result: Rendered) -> dict[str, Any]:
+    """What a row says of its rendered image."""
+    crop = result.perturbation
+    return {
+        "image": {"bytes": result.data, "path": None},
+        "path": result.path,
+        "sha256": result.sha256,
+        "width": SIZE,
+        "height": SIZE,
+        "format": FORMAT,
+        "pixel_sha256": result.pixel_sha256,
+        "source_sha256": result.source_sha256,
+        "crop_side": crop.side,
+        "crop_left": crop.left,
+        "crop_top": crop.top,
+        "compression": crop.compression,
+        "quality": crop.quality,
+    }
+
+
+def _row_groups(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Rows in tables of one label each, so that the identification track can skip the others."""
+    waiting: dict[Any, list[dict[str, Any]]] = {}
+    sizes: Counter[Any] = Counter()
+    for row in rows:
+        label = row["label"]
+        waiting.setdefault(label, []).append(row)
+        sizes[label] += len(row["image"]["bytes"])
+        if sizes[label] >= ROW_GROUP_BYTES:
+            yield pa.Table.from_pylist(waiting.pop(label), schema=schema)
+            del sizes[label]
+    for label in sorted(waiting, key=str):
+        yield pa.Table.from_pylist(waiting[label], schema=schema)
+
+
+def _write(folder: Path, split: str, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> None:
+    """Parquet files of a split; how many there are is known, and in their names, at the end."""
+    files: list[Path] = []
+    writer: pq.ParquetWriter | None = None
+    room = 0
+    try:
+        for table in _row_groups(rows, schema):
+            if writer is None or table.nbytes > room:
+                if writer is not None:
+                    writer.close()
+                files.append(folder / f"{len(files)}.parquet")
+                writer, room = shard_writer(files[-1], schema), SHARD_BYTES
+            writer.write_table(table, row_group_size=table.num_rows)
+            room -= table.nbytes
+    finally:
+        if writer is not None:
+            writer.close()
+    for number, file in enumerate(files):
+        file.rename(folder / f"{split}-{number:05d}-of-{len(files):05d}.parquet")
+
+
+def _stored(folder: Path) -> tuple[dict[str, list[tuple[Any, ...]]], list[str]]:
+    """Simple path -> what each row of it says in the added columns; the paths whose file is not what its row says."""
+    known: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+    damaged = []
+    for file in sorted((folder / "data").glob("*.parquet")):
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=64, columns=["path", "sha256", "image", *_ADDED]):
+                for row in batch.to_pylist():
+                    known[simple_path(row["path"])].append(tuple(row[column] for column in _ADDED))
+                    if hashlib.sha256(row["image"]["bytes"]).hexdigest() != row["sha256"]:
+                        damaged.append(simple_path(row["path"]))
+    return known, damaged
+
+
+def _first(found: list[Any], key: Callable[[Any], str] = str) -> dict[str, Any]:
+    return {"count": len(found), "first": sorted(found, key=key)[:_SHOWN]}
