@@ -54,9 +54,7 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
     from imaginet_hub.inference.measure import measure
 
     print("\n### Evaluation\n")
-    print(
-        "| network | images | bare loop, s | evaluation, s | of the bare loop | once, s |\n|---|---:|---:|---:|---:|---:|"
-    )
+    print("| network | images | bare loop, s | evaluation, s | of the bare loop | once, s |\n|---|" + "---:|" * 5)
     told = {}
     for backbone, stride, count in args.networks:
         with tempfile.TemporaryDirectory() as place:
@@ -79,8 +77,9 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
             once = time.perf_counter() - before
         bare, whole = (statistics.median(seconds[name]) for name in ("bare", "evaluation"))
         ratios = [b / a for a, b in zip(seconds["bare"], seconds["evaluation"], strict=True)]
+        ratio = statistics.median(ratios)
         print(
-            f"| {backbone}, stem stride {stride} | {count} | {bare:.1f} | {whole:.1f} | {statistics.median(ratios):.3f} "
+            f"| {backbone}, stem stride {stride} | {count} | {bare:.1f} | {whole:.1f} | {ratio:.3f} "
             f"({min(ratios):.3f} to {max(ratios):.3f}) | {once:.1f} |",
             flush=True,
         )

@@ -15,7 +15,7 @@ from imaginet_hub.data.sources import SOURCES
 from imaginet_hub.evaluation.report import interval_text
 from imaginet_hub.labels import Origin, Track
 
-__all__ = ["dataset_card", "model_card", "write_model_card"]
+__all__ = ["dataset_card", "model_card", "perturbed_card", "write_model_card"]
 
 _SIMULATED = (
     "**Simulated.** The images come from the made corpus `mini`: photographs, and the same photographs put through "
@@ -102,6 +102,31 @@ def dataset_card(report: Mapping[str, Any]) -> str:
             licenses=_totals(report, "license"),
             has_identification=any(synthetic.values()),
         )
+    )
+
+
+def perturbed_card(report: Mapping[str, Any]) -> str:
+    """The README.md of a perturbed test set.
+
+    Args:
+        report: what `perturbed.perturb` returns.
+    """
+    corpus = report["dataset"].get("corpus", "own images")
+    title = f"{_TITLES[corpus]}, perturbed"
+    metadata = {
+        "pretty_name": title,
+        "license": "other",
+        "license_name": "per-image",
+        "license_link": "README.md#licences",
+        "task_categories": ["image-classification"],
+        "size_categories": [_size_category(report["rows"])],
+        "tags": ["synthetic-image-detection", *_TAGS[corpus]],
+        "configs": card_configs({report["split"]: Origin.SYNTHETIC in report["label"]}, report["build_id"]),
+    }
+    return (
+        _environment()
+        .get_template("perturbed.md.jinja")
+        .render(metadata=_yaml(metadata), report=report, title=title, corpus=corpus, simulated=_SIMULATED)
     )
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from importlib.metadata import version
 from itertools import islice
@@ -40,7 +40,7 @@ from imaginet_hub.perturbations import (
     simple_path,
 )
 
-__all__ = ["PERTURB_REPORT", "perturb", "perturbed_split", "verify"]
+__all__ = ["PERTURB_REPORT", "perturb", "perturbed_split", "summary", "verify"]
 
 PERTURB_REPORT = "perturb_report.json"
 _CARD = "README.md"
@@ -76,6 +76,12 @@ _ADDED = {
     "quality": _NUMBER,
 }
 _SHOWN = 10
+_DIFFERENCES = {
+    "different": "rows with other pixels or parameters (source_sha256: of another original)",
+    "damaged": "rows whose stored file is not what its sha256 says",
+    "only_stored": "rows stored that the dataset does not have, or not readable",
+    "not_stored": "rows of the dataset that are not stored",
+}
 
 
 def perturbed_split(split: str) -> str:
@@ -200,6 +206,7 @@ def verify(
     out: str | os.PathLike[str],
     *,
     num_workers: int | None = None,
+    limit: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Render a dataset again and compare it, row by row, with what `perturb` wrote; nothing is changed.
@@ -208,6 +215,7 @@ def verify(
         dataset: the one that `out` was made of; the split, the seed and the limit are those on record.
         out: the folder that `perturb` wrote.
         num_workers, progress: see `perturb`.
+        limit: compare the first so many rows of the dataset only; others that are stored are not asked for.
 
     Returns:
         `same`: whether everything is as stored; `rows`: that were compared; `encoders`: library -> {"stored", "here"}
@@ -222,12 +230,12 @@ def verify(
         DataNotFoundError: `out` is no such folder, or there is no such dataset.
         BuildError: a worker ended.
     """
-    workers = _checked(num_workers, None)
+    workers = _checked(num_workers, limit)
     folder = Path(out).expanduser()
     try:
         report = json.loads((folder / PERTURB_REPORT).read_text(encoding="utf-8"))
         known, damaged = _stored(folder)
-        split, seed, limit = report["split"].removesuffix(perturbed_split("")), report["seed"], report["limit"]
+        split, seed, most = report["split"].removesuffix(perturbed_split("")), report["seed"], report["limit"]
         encoders: dict[str, str | None] = report["encoders"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise DataNotFoundError(
@@ -235,10 +243,16 @@ def verify(
         ) from error
     different: list[dict[str, Any]] = []
     not_stored: list[str] = []
+    only_stored: list[str] = []
     compared = 0
-    with closing(_rendered(open_split(dataset, split), seed, workers, limit, progress)) as results:
-        for _, result in results:
+    limits = [value for value in (limit, most) if value is not None]
+    with closing(_rendered(open_split(dataset, split), seed, workers, min(limits, default=None), progress)) as results:
+        for row, result in results:
             if isinstance(result, ImageError):
+                path = simple_path(row.get("path") or "")
+                if known[path]:
+                    known[path].pop()
+                    only_stored.append(path)
                 continue
             path = simple_path(result.path)
             then = known[path]
@@ -250,7 +264,8 @@ def verify(
             others = [column for column, value in zip(_ADDED, stored, strict=True) if now[column] != value]
             if others:
                 different.append({"path": path, "columns": others})
-    only_stored = [path for path, rows in known.items() for _ in rows]
+    if limit is None or limit == most:
+        only_stored += [path for path, rows in known.items() for _ in rows]
     here = encoder_versions()
     found = {
         "different": _first(different, lambda row: row["path"]),
@@ -268,6 +283,35 @@ def verify(
         },
         **found,
     }
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """What `perturb` or `verify` reports, in a few lines for people."""
+    if "same" in report:
+        lines = [
+            f"{report['rows']:,} rows rendered again: " + ("all is as stored" if report["same"] else "not the same")
+        ]
+        lines += [
+            f"  {name}: {v['stored']} when it was stored, {v['here']} here" for name, v in report["encoders"].items()
+        ]
+        for kind, said in _DIFFERENCES.items():
+            count, first = report[kind]["count"], report[kind]["first"]
+            shown = [row if isinstance(row, str) else f"{row['path']} ({', '.join(row['columns'])})" for row in first]
+            lines += [f"  {count:,} {said}:"] * bool(count) + [f"    {row}" for row in shown]
+            lines += ["    ..."] * (count > len(first))
+        return "\n".join(lines)
+    kinds = ", ".join(f"{count:,} {name}" for name, count in report["compression"].items())
+    rows, name = f"{report['rows']:,} images", report["dataset"]["name"]
+    lines = [
+        f"{rows} of {name} as {report['split']}, seed {report['seed']} ({kinds})",
+        f"  digest {report['digest']}",
+        "  " + ", ".join(f"{name} {version}" for name, version in report["encoders"].items()),
+    ]
+    if left_out := report["left_out"]:
+        lines.append(f"  {len(left_out):,} left out; {PERTURB_REPORT} lists all:")
+        lines += [f"    {left['path']}: {left['reason']}" for left in left_out[:_SHOWN]]
+        lines += ["    ..."] * (len(left_out) > _SHOWN)
+    return "\n".join(lines)
 
 
 def _checked(num_workers: int | None, limit: int | None) -> int:

@@ -441,12 +441,12 @@ def perceptual_hash(image: Image.Image) -> int:
     """64 bits that change little when an image is re-encoded or resized: pHash (Zauner 2010, section 3.2.1).
 
     Luma is shrunk to 32 x 32 pixels and transformed; a bit says whether one of the 64 lowest frequencies, without the
-    mean, is above their median. Of flat images it says nothing.
+    mean, is above their median. Flat images have none.
 
     Args:
         image: RGB.
     """
     pixels = np.asarray(_shrunk(image, _SIDE), np.float64)
-    lowest = (_DCT @ pixels @ _DCT.T)[_LOWEST[0], _LOWEST[1]]
+    lowest = (_DCT @ pixels @ _DCT.T)[_LOWEST[0], _LOWEST[1]].round(3)  # what rounding leaves of 0 has no sign
     above = lowest > np.median(lowest)
     return int.from_bytes(np.packbits(above).tobytes(), "big")

@@ -23,7 +23,8 @@ An audit is a JSON object, version 1, with these keys; what is undefined is null
 - `model`: null, or {"names", "crop_size", "threshold", "variants": {variant: {"metrics": {metric: interval}}},
   "difference": {variant: {"balanced_accuracy", "auc"}}}: see `VARIANTS`; differences to `raw` on the same resamples.
 - `verdict`: {"findings": [{"kind", "name", "strength", "text"}], strongest first; "baseline": {"name", "text",
-  "balanced_accuracy"}, what to quote beside any score}. A finding's interval stays `MARGIN` away from chance.
+  "balanced_accuracy"}, what to quote beside any score, or null}. A finding's interval, widened for as many questions
+  as are asked (Bonferroni), stays `MARGIN` away from chance.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 from zlib import crc32
 
@@ -142,7 +144,7 @@ def audit(
         splits: which splits, by default all.
         num_workers: threads that look at files; one per core by default.
         progress: whether to show a progress bar.
-        limit: at most so many rows of each split, evenly spaced.
+        limit: at most so many rows of each split, drawn by the seed.
         n_resamples: of the bootstrap.
 
     Returns:
@@ -163,7 +165,9 @@ def audit(
     bootstrap = Bootstrap(n_resamples=n_resamples, seed=seed)
     streams, record = _opened(dataset, splits)
     variants = _Variants(predict, crop_size, batch_size, names.index(Origin.SYNTHETIC)) if predict else None
-    looks, unreadable = _looked_at(streams, variants, num_workers, progress, limit)
+    looks, unreadable = _looked_at(
+        _rows(streams, limit, bootstrap), _total(streams, limit), variants, num_workers, progress
+    )
     table = _Table(looks)
     n_real, n_synthetic = (int((table.truth == k).sum()) for k in (0, 1))
     if not (n_real and n_synthetic):
@@ -258,15 +262,23 @@ def _opened(
     return dict(streams), {"name": records[0]["name"] if records else None, "splits": records}
 
 
+def _total(streams: Mapping[str, Any], limit: int | None) -> int | None:
+    """How many rows will be read, where the streams know their lengths."""
+    lengths = [len(rows) for rows in streams.values() if hasattr(rows, "__len__")]
+    return sum(min(n, limit or n) for n in lengths) if len(lengths) == len(streams) else None
+
+
 def _looked_at(
-    streams: Mapping[str, Any], variants: _Variants | None, num_workers: int | None, progress: bool, limit: int | None
+    rows: Iterable[tuple[str, int, Mapping[str, Any]]],
+    total: int | None,
+    variants: _Variants | None,
+    num_workers: int | None,
+    progress: bool,
 ) -> tuple[list[_Look], list[dict[str, Any]]]:
     """Every row in order; a few are under way at a time, so memory holds no more images than that."""
     looks: list[_Look] = []
     unreadable: list[dict[str, Any]] = []
     workers = max(1, num_workers or os.cpu_count() or 1)
-    lengths = [len(rows) for rows in streams.values() if hasattr(rows, "__len__")]
-    total = sum(min(length, limit or length) for length in lengths) if len(lengths) == len(streams) else None
     under_way: deque[tuple[str, int, Mapping[str, Any], Future[Any]]] = deque()
 
     def take() -> None:
@@ -285,7 +297,7 @@ def _looked_at(
     pool = ThreadPoolExecutor(max_workers=workers)
     bar = progress_bar(total=total, desc="Looking at images", unit="img", disable=not progress)
     try:
-        for split, number, row in _rows(streams, limit):
+        for split, number, row in rows:
             under_way.append((split, number, row, pool.submit(_look, row, number, split, variants)))
             if len(under_way) >= 4 * workers:
                 take()
@@ -299,12 +311,14 @@ def _looked_at(
     return looks, unreadable
 
 
-def _rows(streams: Mapping[str, Any], limit: int | None) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+def _rows(
+    streams: Mapping[str, Any], limit: int | None, bootstrap: Bootstrap
+) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    """Split, number and row; of a longer split a draw without replacement, as classes may lie in any pattern."""
     for split, rows in streams.items():
+        chosen = None
         if limit is not None and hasattr(rows, "__len__") and limit < len(rows):
-            chosen = {k * len(rows) // limit for k in range(limit)}
-        else:
-            chosen = None
+            chosen = set(_rng(bootstrap, f"limit {split}").choice(len(rows), limit, replace=False).tolist())
         for number, row in enumerate(rows if chosen or limit is None else islice(rows, limit)):
             if chosen is None or number in chosen:
                 yield split, number, row
@@ -585,6 +599,7 @@ def _cross_validated(
     bootstrap: Bootstrap,
 ) -> dict[str, Any] | None:
     """Scores of each fold by a classifier that saw the others."""
+    import sklearn.ensemble  # noqa: F401 - limits are those of libraries that are loaded
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="openmp"):  # its threads wait by spinning, for each of many small steps
@@ -647,9 +662,7 @@ def _metrics(truth: NDArray[np.intp], scores: NDArray[np.float64], bootstrap: Bo
 def _classifier(seed: int) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    return HistGradientBoostingClassifier(
-        max_iter=60, learning_rate=0.15, min_samples_leaf=5, class_weight="balanced", random_state=seed
-    )
+    return HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=15, class_weight="balanced", random_state=seed)
 
 
 def _roc(scores: NDArray[np.float64], truth: NDArray[np.intp]) -> dict[str, list[float]]:
@@ -773,15 +786,12 @@ def _spread(bootstrap: Bootstrap, value: float, replicates: NDArray[np.float64],
 
 
 def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
-    findings: list[dict[str, Any]] = []
+    candidates: list[tuple[str, str, Mapping[str, float], str]] = []
 
     def add(kind: str, name: str, interval: Mapping[str, float] | None, text: str) -> None:
-        if interval is None or not _clear(interval):
-            return
         # What was fitted and does worse than chance on other rows has found nothing.
-        if interval["value"] > 0.5 or kind in ("rule", "scalar"):
-            strength = max(interval["value"], 1 - interval["value"])
-            findings.append({"kind": kind, "name": name, "strength": strength, "text": text})
+        if interval is not None and (kind in ("rule", "scalar") or interval["value"] > 0.5):
+            candidates.append((kind, name, interval, text))
 
     for name, rule in report["rules"].items():
         found = rule["all"]["balanced_accuracy"]
@@ -809,11 +819,18 @@ def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
                 numbers = f"balanced accuracy {_text(part['balanced_accuracy'])}, AUC {_text(part['auc'])}"
                 text = f"a classifier of {kind.replace('_', ' ')} reaches {numbers} on {how} it has not seen"
                 add("classifier", f"{kind} {way}", part["balanced_accuracy"], text)
+    tail, normal = (1 - report["options"]["confidence"]) / 2, NormalDist()
+    widened = normal.inv_cdf(tail / max(1, len(candidates))) / normal.inv_cdf(tail)
+    findings: list[dict[str, Any]] = [
+        {"kind": kind, "name": name, "strength": max(interval["value"], 1 - interval["value"]), "text": text}
+        for kind, name, interval, text in candidates
+        if _clear(interval, widened)
+    ]
     findings.sort(key=lambda finding: -finding["strength"])
     near = report["duplicates"]["near"]
     for across in ("splits", "labels"):
         if near[f"across_{across}"]:
-            text = f"{near[f'across_{across}']} groups of duplicate images span {across}"
+            text = f"groups of near duplicates that span {across}: {near[f'across_{across}']:,}"
             findings.append({"kind": "duplicates", "name": f"across_{across}", "strength": None, "text": text})
     return {"findings": findings, "baseline": _baseline(report, findings)}
 
@@ -833,8 +850,11 @@ def _baseline(report: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) 
     return None
 
 
-def _clear(interval: Mapping[str, float]) -> bool:
-    return interval["low"] > 0.5 + MARGIN or interval["high"] < 0.5 - MARGIN
+def _clear(interval: Mapping[str, float], widened: float) -> bool:
+    """Whether an interval, so many times as wide, stays away from chance."""
+    value = interval["value"]
+    low, high = (value + widened * (interval[end] - value) for end in ("low", "high"))
+    return low > 0.5 + MARGIN or high < 0.5 - MARGIN
 
 
 def _text(interval: Mapping[str, float], of: Origin = Origin.SYNTHETIC) -> str:

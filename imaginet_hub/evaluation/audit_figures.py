@@ -66,7 +66,7 @@ def _write_findings(axes: Axes, report: Mapping[str, Any]) -> None:
     """The strongest findings in words; they may be longer than the panel, whose neighbours are empty."""
     lines = [finding["text"] for finding in report["verdict"]["findings"]]
     lines = lines[:_SHOWN] + [f"and {len(lines) - _SHOWN} more"] * (len(lines) > _SHOWN)
-    text = "\n".join(f"• {_short(line, 130)}" for line in lines or ["nothing stands out from chance"])
+    text = "\n".join(f"• {_short(line, 160)}" for line in lines or ["nothing stands out from chance"])
     axes.set_title("Findings, the strongest first", fontsize="medium", loc="left")
     note = axes.text(0, 1, text, va="top", fontsize="small", linespacing=1.9, transform=axes.transAxes)
     note.set_in_layout(False)
@@ -296,9 +296,7 @@ def _draw_model(axes: Axes, report: Mapping[str, Any]) -> None:
     baseline = report["verdict"]["baseline"]
     if baseline is not None:
         value = baseline["balanced_accuracy"]["value"]
-        axes.axvline(
-            value, color=_COLOURS["synthetic"], linestyle="--", label=f"{_words(baseline['name'])} (bal. acc.)"
-        )
+        axes.axvline(value, color=_COLOURS["synthetic"], linestyle="--", label="best shortcut")
     axes.axvline(0.5, color=_GREY, linestyle=":")
     names = {
         "raw": "raw crop",
@@ -310,7 +308,7 @@ def _draw_model(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.set_xlim(min(0.4, axes.get_xlim()[0]), 1.01)
     axes.set_ylim(-0.5, len(variants) + 0.4)
     axes.set_title("The model, raw and with shortcuts taken away", fontsize="medium")
-    axes.legend(fontsize="small", loc="upper left", ncols=3)
+    axes.legend(fontsize="x-small", loc="upper left", ncols=3, columnspacing=1)
 
 
 def _draw_duplicates(figure: FigureBase, report: Mapping[str, Any], columns: int) -> None:

@@ -26,7 +26,7 @@ HAMMING_LIMIT = 7
 _CONTRAST_SHARE = 0.45
 _LEVELS = 1.0
 _BANDS, _BAND_BITS = 8, 8
-_TILE = 4_000_000  # hashes compared at a time: 32 MB
+_TILE = 1_000_000  # hashes compared at a time: 8 MB
 _VERIFIED = 16_384  # thumbnails compared at a time: 33 MB
 
 
@@ -41,8 +41,8 @@ def exact_groups(keys: Sequence[Hashable]) -> list[list[int]]:
 def near_groups(hashes: ArrayLike, thumbnails: ArrayLike) -> list[list[int]]:
     """Groups of images that look alike, exact copies included.
 
-    Memory is bounded by tiles of pairs; a pair whose images are in one group already is not looked at again, so many
-    copies of one image cost no more than their number.
+    Memory is bounded by tiles of pairs. Images with equal hash and thumbnail count once; of others that share a band
+    every pair of hashes is compared, but thumbnails only of those that are not in one group yet.
 
     Args:
         hashes: (n,) 64-bit perceptual hashes (`data.traits.perceptual_hash`).
@@ -64,8 +64,7 @@ def near_groups(hashes: ArrayLike, thumbnails: ArrayLike) -> list[list[int]]:
     _, first, same = np.unique(both.view(f"V{both.shape[1]}").ravel(), return_index=True, return_inverse=True)
     distinct = _Forest(len(first))
     looks = _Looks(luma[first])
-    for left, right in _close_pairs(bits[first]):
-        left, right = distinct.apart(left, right)  # noqa: PLW2901 - fewer of them
+    for left, right in _close_pairs(bits[first], distinct):
         for start in range(0, len(left), _VERIFIED):
             i, j = distinct.apart(left[start : start + _VERIFIED], right[start : start + _VERIFIED])
             alike = looks.alike(i, j)
@@ -129,8 +128,8 @@ def _varied(group: Sequence[int], labels: Sequence[Any], splits: Sequence[Any], 
     return sorted([*sorted(first), *(row for row in group if row not in first)][:most])
 
 
-def _close_pairs(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Pairs of rows whose hashes differ in `HAMMING_LIMIT` bits at most, some of them more than once."""
+def _close_pairs(hashes: NDArray[np.uint64], known: _Forest) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Pairs of rows whose hashes differ in `HAMMING_LIMIT` bits at most and that are not in one set yet."""
     for band in range(_BANDS):
         key = (hashes >> np.uint64(_BAND_BITS * band)).astype(np.uint8)
         order = np.argsort(key, kind="stable")
@@ -139,7 +138,12 @@ def _close_pairs(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.intp],
             step = max(1, _TILE // len(rows))
             for start in range(0, len(rows) - 1, step):
                 some = values[start : start + step]
-                i, j = np.nonzero(np.bitwise_count(some[:, None] ^ values[None, start:]) <= HAMMING_LIMIT)
+                close = np.bitwise_count(some[:, None] ^ values[None, start:]) <= HAMMING_LIMIT
+                if np.count_nonzero(close) == len(some):  # each with itself
+                    continue
+                sets = known.roots(rows[start:])
+                close &= sets[: len(some), None] != sets[None, :]
+                i, j = np.nonzero(close)
                 i, j = i[i < j], j[i < j]
                 if len(i):
                     yield rows[start + i], rows[start + j]

@@ -94,7 +94,8 @@ def audit_dataset(
 
 def _spectra(dataset: str | os.PathLike[str], splits: Sequence[str], progress: bool) -> dict[str, Spectrum]:
     """Of the first images of each generator; what cannot be read was counted before."""
-    spectra, left = MeanSpectra(), {}
+    spectra = MeanSpectra()
+    left: dict[str, int] = {}
     for split in splits:
         rows = open_split(dataset, split)
         column = "generator" if "generator" in rows.features else "label"

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,43 +23,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from imaginet_hub.cards import _SIMULATED, _TAGS, _TITLES, _environment, _size_category, _yaml, dataset_card
+from imaginet_hub.cards import dataset_card, perturbed_card
 from imaginet_hub.data import perturbed, rendering
 from imaginet_hub.data.images import open_image
 from imaginet_hub.data.loading import open_split
-from imaginet_hub.data.perturbed import PERTURB_REPORT, verify
+from imaginet_hub.data.perturbed import PERTURB_REPORT, summary, verify
 from imaginet_hub.data.rendering import Task, render, render_all
-from imaginet_hub.data.repository import build_repository, card_configs
+from imaginet_hub.data.repository import build_repository
 from imaginet_hub.errors import BuildError, DataNotFoundError, ImageError, UsageError
-from imaginet_hub.labels import Origin
 from imaginet_hub.perturbations import Perturbation, encoder_versions, rendered
 
 FIELDS = ("path", "label", "generator_family", "generator", "split", "license", "group")
-
-
-def perturbed_card(report: Mapping[str, Any]) -> str:
-    """The README.md of a perturbed test set.
-
-    Args:
-        report: what `perturbed.perturb` returns.
-    """
-    corpus = report["dataset"].get("corpus", "own images")
-    title = f"{_TITLES[corpus]}, perturbed"
-    metadata = {
-        "pretty_name": title,
-        "license": "other",
-        "license_name": "per-image",
-        "license_link": "README.md#licences",
-        "task_categories": ["image-classification"],
-        "size_categories": [_size_category(report["rows"])],
-        "tags": ["synthetic-image-detection", *_TAGS[corpus]],
-        "configs": card_configs({report["split"]: Origin.SYNTHETIC in report["label"]}, report["build_id"]),
-    }
-    return (
-        _environment()
-        .get_template("perturbed.md.jinja")
-        .render(metadata=_yaml(metadata), report=report, title=title, corpus=corpus, simulated=_SIMULATED)
-    )
 
 
 def perturb(dataset: Path | str, out: Path, **options: Any) -> dict[str, Any]:
@@ -358,6 +332,7 @@ class TestUnreadable:
             ("./x/4.png", "unreadable"),
             ("./x/7.png", "missing"),
         }
+        assert "  3 left out; perturb_report.json lists all:\n    ./x/1.png: truncated\n" in summary(report)
         assert "HTML page" in next(left["message"] for left in report["left_out"] if "4" in left["path"])
         card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
         assert "3 images could not be read" in card
@@ -389,6 +364,7 @@ class TestVerify:
         found = self.check(few, tmp_path / "out")
         assert found["encoders"] == {"libwebp": {"stored": "0.1", "here": encoder_versions()["libwebp"]}}
         assert found["same"]  # the pixels are
+        assert f"libwebp: 0.1 when it was stored, {encoder_versions()['libwebp']} here" in summary(found)
 
     def test_finds_every_kind_of_difference(self, few: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
@@ -421,6 +397,17 @@ class TestVerify:
         assert found["damaged"] == {"count": 1, "first": ["x/4.png"]}
         assert found["only_stored"] == {"count": 1, "first": ["x/1.png"]}
         assert found["not_stored"] == {"count": 1, "first": ["x/5.png"]}
+        said = summary(found)
+        for line in ("10 rows rendered again: not the same", "  3 rows with other pixels", "    x/3.png (crop_left)"):
+            assert line in said
+
+    def test_of_the_first_rows(self, few: Path, tmp_path: Path) -> None:
+        perturb(few, tmp_path / "out", num_workers=1)
+        (few / "x/1.png").unlink()
+        (few / "x/9.png").unlink()
+        found = verify(few, tmp_path / "out", num_workers=1, limit=5, progress=False)
+        assert found["rows"] == 4
+        assert found["only_stored"] == {"count": 1, "first": ["x/1.png"]}
 
     def test_first_ten(self, few: Path, tmp_path: Path) -> None:
         perturb(few, tmp_path / "out", num_workers=1)

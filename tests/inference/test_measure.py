@@ -1,0 +1,340 @@
+"""From a detector and a dataset to a results file: what is written, resumed and survived, and the memory it takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import parse_eval_result_entries
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from sklearn import metrics as sk
+
+from imaginet_hub.cards import dataset_card
+from imaginet_hub.cli import main
+from imaginet_hub.data.repository import build_repository
+from imaginet_hub.errors import DataNotFoundError, UsageError
+from imaginet_hub.evaluation import Results
+from imaginet_hub.evaluation.predictions import predictions_folder
+from imaginet_hub.inference.measure import Preprocessing, measure, summary
+from imaginet_hub.selfcon import SelfConImageProcessor, SelfConResNetConfig, SelfConResNetForImageClassification
+from tests.conftest import PROJECT, image_bytes
+
+HEADER = "path,label,content_type,generator_family,generator,split,group"
+_MADE = (("GAN", "ProGAN"), ("SD", "SDXL v1.0"), ("SD", "Own Net"))
+
+
+def rows_of(split: str, count: int) -> list[str]:
+    rows = []
+    for number in range(count):
+        family, generator = ("real", "real") if number % 2 else _MADE[number // 2 % 3]
+        label, content = ("real" if number % 2 else "synthetic"), ("photos", "faces")[number // 4 % 2]
+        rows.append(f"{split}/{number}.png,{label},{content},{family},{generator},{split},g{number % 3}")
+    return rows
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    rows = [*rows_of("test", 48), *rows_of("train", 24)]
+    for number, row in enumerate(rows):
+        path = root / row.split(",", 1)[0]
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(image_bytes(number, (40 + number % 7, 44)))
+    (root / "annotations.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def dataset(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built") / "dataset"
+    build_repository(root, folder, render_card=dataset_card)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    kinds: dict[str, dict[str, Any]] = {
+        "detection": {"id2label": {0: "synthetic", 1: "real"}, "track": "detection"},
+        "identification": {"id2label": {0: "SD", 1: "Imagen"}, "track": "identification"},
+    }
+    for name, options in kinds.items():
+        config = SelfConResNetConfig(backbone="test_resnet", exit_stages=(), stem_stride=2, **options)
+        SelfConResNetForImageClassification(config).save_pretrained(folder / name)
+        SelfConImageProcessor(crop_size=32).save_pretrained(folder / name)
+    return {name: folder / name for name in kinds}
+
+
+def red(images: Any) -> Any:
+    """A detector: the mean of the red channel, spread out."""
+    return np.array([1 / (1 + np.exp(-(np.asarray(image)[..., 0].mean() - 127.5))) for image in images])
+
+
+def run(model: Any, data: Path, out: Path, **options: Any) -> Results:
+    return measure(model, data, out, progress=False, n_resamples=20, **options)
+
+
+def test_what_is_written(dataset: Path, tmp_path: Path, models: dict[str, Path]) -> None:
+    results = run(models["detection"], dataset, tmp_path / "new" / "r.json", by=["group"])
+    assert Results.read(tmp_path / "new" / "r.json") == results
+    assert sorted(path.name for path in (tmp_path / "new").iterdir() if "mistakes" not in path.name) == [
+        *("r-reliability.png", "r-roc.png", "r.json", "r.png")
+    ]
+    assert results.n == 48 and results.names == ["synthetic", "real"]
+    assert results.preprocessing == {"crop_size": 32, "resize": None, "equalize": None}
+    assert list(results.by) == ["generator_family", "generator", "content_type", "group"]
+    assert results.model["kind"] == "selfcon_resnet" and len(results.model["fingerprint"]) == 32
+    labels = [entry["label"] == "synthetic" for entry in results.per_image or []]
+    scores = [entry["scores"][0] for entry in results.per_image or []]
+    assert results.metrics["auc"]["value"] == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-12)
+    assert results.protocols is not None and results.protocols["clean"]["calibration"]["n_tested"] == 0
+    said = summary(results)
+    assert "paper: bACC" in said and "What differs" in said and "published" not in said
+
+
+def test_a_root_gives_what_the_dataset_built_of_it_gives(root: Path, dataset: Path, tmp_path: Path) -> None:
+    of_root, of_built = (run(red, place, tmp_path / f"{n}.json") for n, place in enumerate((root, dataset)))
+    assert of_root.metrics == of_built.metrics
+    assert of_root.dataset["fingerprint"] != ""
+
+    def scores(results: Results) -> dict[str, Any]:
+        return {entry["path"]: entry["scores"] for entry in results.per_image or []}
+
+    assert scores(of_root) == scores(of_built)
+
+
+def test_every_detector_sees_the_same_crops(root: Path, tmp_path: Path) -> None:
+    seen = []
+
+    def detector(images: Any) -> Any:
+        seen.extend((image.size, image.mode) for image in images)
+        return red(images)
+
+    run(detector, root, tmp_path / "a.json", cache=False)
+    assert set(seen) == {((256, 256), "RGB")}
+    seen.clear()
+    chosen = Preprocessing(crop_size=20, resize=30, equalize="webp:70")
+    assert run(detector, root, tmp_path / "b.json", preprocessing=chosen, cache=False).preprocessing == {
+        "crop_size": 20, "resize": 30, "equalize": "webp:70"
+    }  # fmt: skip
+    assert {size for size, _ in seen} == {(20, 20)}
+
+
+def test_a_foreign_detector_is_calibrated_on_train_alone(dataset: Path, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def detector(images: Any) -> Any:
+        asked.append(len(images))
+        return red(images)
+
+    def turned(images: Any) -> Any:
+        return 1 - red(images)
+
+    found = [run(each, dataset, tmp_path / "a.json", cache=False).protocols or {} for each in (detector, turned)]
+    assert sum(asked) == 48 + 24
+    parts = [protocols["clean"]["calibration"] for protocols in found]
+    # Of noise, one of the two rises with the label by chance; the other is not to be made into probabilities.
+    fitted, refused = sorted(parts, key=lambda part: part["n_real"], reverse=True)
+    assert (fitted["n_real"], fitted["n_synthetic"], fitted["n_tested"]) == (12, 12, 0)
+    assert refused["n_real"] == 0 and any(protocols["clean"]["remarks"] for protocols in found)
+    paper = found[0]["paper"]["calibration"]
+    assert paper["n_tested"] == paper["n_real"] + paper["n_synthetic"] > 0
+
+
+def test_predictions_are_kept_and_follow_what_they_depend_on(
+    root: Path, tmp_path: Path, models: dict[str, Path]
+) -> None:
+    copy, model = tmp_path / "root", tmp_path / "model"
+    shutil.copytree(root, copy)
+    shutil.copytree(models["detection"], model)
+    said: list[str] = []
+
+    def kept(**options: Any) -> int:
+        """How many predictions were there already, of 48 test rows and 24 to calibrate on."""
+        said.clear()
+        run(model, copy, tmp_path / "r.json", show=said.append, **options)
+        return sum(int(line.split()[0].replace(",", "")) for line in said if "were there already" in line)
+
+    assert kept() == 0
+    assert kept() == kept(seed=3, by=["group"], threshold=0.2) == 72
+    assert kept(preprocessing=Preprocessing(crop_size=40)) == 0
+    assert kept(cache=False) == 0
+    assert kept(dtype="bfloat16") == 0
+    (copy / "test" / "5.png").write_bytes(image_bytes(999, (40, 44)))
+    assert kept() == 0, "another state of the dataset"
+    network = SelfConResNetForImageClassification.from_pretrained(model)
+    with torch.no_grad():
+        next(network.parameters()).mul_(1.0001)
+    network.save_pretrained(model)
+    assert kept() == 0
+
+
+SLOW = """
+import time
+import numpy as np
+
+def slow(images):
+    time.sleep(0.15)
+    return np.array([np.asarray(image)[..., 0].mean() / 255 for image in images])
+"""
+
+
+def test_a_killed_evaluation_goes_on(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(SLOW)
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "hf"),
+        "PYTHONPATH": f"{PROJECT}:{os.environ['PYTHONPATH']}",
+    }
+    command = [sys.executable, "-m", "imaginet_hub.cli", "evaluate", "own:slow", str(root), "--out", "r.json"]
+    command += ["--batch-size", "4", "--num-workers", "2"]
+    child = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "hf" / "imaginet" / "predictions"
+    for _ in range(1200):
+        lines = sum(len(path.read_bytes().splitlines()) for path in folder.glob("*.jsonl"))
+        if lines > 9 or child.poll() is not None:
+            break
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL, "it was stopped in the middle"
+    assert not (tmp_path / "r.json").exists()
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr[-3000:]
+    (line,) = [line for line in again.stderr.splitlines() if "were there already" in line]
+    assert int(line.split()[2]) >= 8
+    whole = subprocess.run(
+        [*command[:-1], "0", "--no-cache", "--quiet", "--json"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(whole.stdout) == json.loads((tmp_path / "r.json").read_text())
+
+
+def test_interrupting_says_how_to_go_on(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stopping.py").write_text("def stop(images):\n    raise KeyboardInterrupt\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert main(["evaluate", "stopping:stop", str(root), "--out", "r.json"]) == 130
+    assert "goes on with the predictions that are kept" in capsys.readouterr().err
+
+
+def test_unreadable_rows_are_counted_and_the_status_says_so(
+    root: Path, tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(root, tmp_path / "root"))
+    (copy / "test" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    (copy / "test" / "4.png").unlink()
+    (copy / "test" / "6.png").write_bytes((copy / "test" / "6.png").read_bytes()[:900])
+    for _ in range(2):  # from kept predictions too
+        code = main(["evaluate", str(models["detection"]), str(copy), "--out", str(tmp_path / "r.json"), "--quiet"])
+        assert code == 1 and "3 unreadable images, listed in" in capsys.readouterr().err
+        results = Results.read(tmp_path / "r.json")
+        assert [Path(row["path"]).name for row in results.skipped] == ["3.png", "4.png", "6.png"]
+        assert results.n == 45 and all(row["reason"] for row in results.skipped)
+
+
+def test_against_a_detector_and_a_results_file(dataset: Path, tmp_path: Path, models: dict[str, Path]) -> None:
+    first = run(models["detection"], dataset, tmp_path / "a.json")
+    second = run(red, dataset, tmp_path / "b.json", against=tmp_path / "a.json")
+    third = run(red, dataset, tmp_path / "c.json", against=models["detection"])
+    assert second.comparison is not None and third.comparison is not None
+    assert second.comparison["differences"] == third.comparison["differences"]
+    assert second.comparison["other"]["fingerprint"] == first.model["fingerprint"]
+    gap = (second.metrics["auc"]["value"] or 0) - (first.metrics["auc"]["value"] or 0)
+    assert second.comparison["differences"]["auc"]["value"] == pytest.approx(gap, abs=1e-12)
+    assert (tmp_path / "b-comparison.png").is_file() and "McNemar" in summary(second)
+
+
+def test_unknown_generators(dataset: Path, tmp_path: Path, models: dict[str, Path]) -> None:
+    results = run(models["identification"], dataset, tmp_path / "r.json")
+    assert results.unknown_classes == {"GAN": 8} and results.unknown is not None
+    assert (results.unknown["n_known"], results.unknown["n_unknown"]) == (16, 8)
+    assert "unknown classes (8 images)" in summary(results)
+
+
+def test_exports_are_what_the_hub_reads(dataset: Path, tmp_path: Path, models: dict[str, Path]) -> None:
+    results = run(models["detection"], dataset, tmp_path / "r.json", export="me/imaginet")
+    text = (tmp_path / ".eval_results" / "imaginet.yaml").read_text()
+    entries = {entry.task_id: entry for entry in parse_eval_result_entries(yaml.safe_load(text))}
+    assert entries["detection_auc"].value == pytest.approx(results.metrics["auc"]["value"], abs=1e-4)
+    assert {"detection_paper_auc", "detection_clean_auc"} <= entries.keys()
+    index = yaml.safe_load((tmp_path / "r-model-index.yaml").read_text())["model-index"]
+    name, flat = model_index_to_eval_results(index)
+    assert name == "detection" and len(flat) > 20
+    with pytest.raises(UsageError, match="expected the Hub id"):
+        run(models["detection"], dataset, tmp_path / "r.json", export="no such//id")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"split": "tset"}, DataNotFoundError, "has no detection/tset; it has"),
+        ({"by": ["camera"]}, UsageError, "--by: no column camera"),
+        ({"threshold": 7.0}, UsageError, "threshold"),
+        ({"annotations": "."}, DataNotFoundError, "protocol lists"),
+        ({"against": "nothing.json"}, DataNotFoundError, r"nothing\.json"),
+        ({"labels": {"a": "real"}}, UsageError, "--label-map"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    dataset: Path, tmp_path: Path, models: dict[str, Path], options: dict[str, Any], error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(models["detection"], dataset, tmp_path / "r.json", **options)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_predictions_are_kept_in_the_tests_own_cache() -> None:
+    assert str(predictions_folder()).startswith(os.environ["HF_HOME"])
+
+
+def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
+    """10,000 rows through the whole of it, next to 1,000: what is kept is numbers and names."""
+    script = """
+        import resource, sys
+        from pathlib import Path
+        import numpy as np
+        from imaginet_hub.evaluation.predictions import PredictionStore
+        from imaginet_hub.evaluation.report import evaluate_rows
+        from tests.conftest import image_bytes
+
+        def rows(n):
+            for number in range(n):
+                label = "synthetic" if number % 2 else "real"
+                yield {
+                    "image": {"bytes": image_bytes(number, (48, 48)), "path": None}, "label": label,
+                    "generator": label, "content_type": "photos", "path": f"some/folder/{number}.png",
+                }
+
+        def predict(images):
+            p = np.random.default_rng(len(images)).random(len(images))
+            return np.stack([1 - p, p], axis=1)
+
+        def peak(n):
+            store = PredictionStore({"n": n}, 2, Path(sys.argv[1]))
+            evaluate_rows(rows(n), predict, track="detection", names=("real", "synthetic"), num_workers=2, store=store,
+                          crop_size=256, n_resamples=10, progress=False)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        small, large = peak(1000), peak(10000)
+        print(large - small)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
+        cwd=PROJECT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert float(done.stdout) < 30, "MB; the images alone are 70, decoded and cropped at 256 px 2,000"
