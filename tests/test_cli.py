@@ -14,7 +14,7 @@ from imaginet_hub.cli import main
 from tests.conftest import image_bytes, table_rows
 
 MakeRoot = Callable[..., Path]
-COMMANDS = ("build", "train", "train-head", "evaluate", "predict", "demo")
+COMMANDS = ("build", "train", "train-head", "perturb", "audit", "evaluate", "predict", "demo")
 
 
 def status_of(argv: list[str]) -> int:
@@ -40,6 +40,10 @@ def test_help_names_every_command_with_an_example(capsys: pytest.CaptureFixture[
         (["build", "a", "b", "--overwrit"], "did you mean --overwrite?"),
         (["build", "a", "b", "--on-error", "skp"], "did you mean skip?"),
         (["evaluate", "m", "d", "--out", "x.json", "--equalise", "jpeg:90"], "did you mean --equalize?"),
+        (["evaluate", "m", "d", "--out", "x.json", "--label-map", "fake"], "expected CLASS=real"),
+        (["evaluate", "m", "d", "--out", "x.json", "--num-workers", "-1"], "0 or more"),
+        (["audit", "d", "--out", "x", "--modle", "m"], "did you mean --model?"),
+        (["perturb", "d", "--out", "x", "--verify", "--overwrite"], "not allowed with"),
         (["predict", "m"], "PATH"),
         (["build", "a", "b", "--num-proc", "0"], "positive whole number"),
     ],
@@ -88,6 +92,9 @@ def test_build(make_root: MakeRoot, tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         (["evaluate", "no-model", "no-data", "--out", "x.txt"], "ends in .json"),
         (["evaluate", "./no-model", "no-data", "--out", "x.json"], "no model at"),
+        (["evaluate", "no.such:function", "no-data", "--out", "x.json"], "that can be imported from here"),
+        (["audit", "./no-data", "--out", "x"], "no dataset at"),
+        (["perturb", "./no-data", "--out", "x"], "no dataset at"),
         (["predict", "./no-model", "x.png"], "no model at"),
     ],
 )

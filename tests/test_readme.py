@@ -52,6 +52,8 @@ def test_blocks_are_found() -> None:
 
 def test_every_block_runs(tmp_path: Path) -> None:
     pytest.importorskip("torch")
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
     write_root(tmp_path / "ROOT", table_rows(real=70, synthetic=60), size=(64, 64))
     (tmp_path / "folder").mkdir()
     for number, name in enumerate(("picture.png", "a.webp", "folder/b.png")):
@@ -60,6 +62,18 @@ def test_every_block_runs(tmp_path: Path) -> None:
     for language, code in blocks():
         if language in ("bash", "python"):
             run(language, code, tmp_path, ENVIRONMENT)
+    # What these made is what other detectors are measured on.
+    (tmp_path / "my_detectors.py").write_text(
+        "import numpy as np\n"
+        "def sharpness(images):\n"
+        "    return [1 / (1 + np.abs(np.diff(np.asarray(image, float), axis=0)).mean()) for image in images]\n"
+    )
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "other-detector")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "other-detector")
+    ((language, code),) = blocks("test: with another detector")
+    said = run(language, code, tmp_path, ENVIRONMENT)
+    assert "McNemar" in said and said.count("What differs") == 3
 
 
 def test_fetching_runs_on_a_mirror(tmp_path: Path, shared: Path) -> None:

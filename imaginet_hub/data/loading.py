@@ -226,9 +226,23 @@ def splits_of(dataset: str | os.PathLike[str], track: Track | str = Track.DETECT
 
 
 def _resolved(dataset: str | os.PathLike[str]) -> str:
+    """A folder's whole path, or a name as it is.
+
+    Raises:
+        DataNotFoundError: a path, and no folder there.
+    """
     name = os.fspath(dataset)
     folder = Path(name).expanduser()
-    return str(folder.resolve()) if name != MINI and folder.is_dir() else name
+    if name == MINI:
+        return name
+    if folder.is_dir():
+        return str(folder.resolve())
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise DataNotFoundError(
+            f"no dataset at {name!r}: expected a folder, found {'a file' if folder.exists() else 'nothing'}; name one "
+            f"written by `imaginet build`, a folder of images with its annotations, a Hub dataset id, or {MINI!r}"
+        )
+    return name
 
 
 def _is_root(place: str) -> bool:

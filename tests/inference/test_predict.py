@@ -103,7 +103,7 @@ def test_probabilities(models: dict[str, Path]) -> None:
     detector = Detector.from_pretrained(models["identification"])
     images = [Image.fromarray(np.full((h, w, 3), 128, np.uint8)) for h, w in ((64, 64), (20, 300), (1, 1))]
     probabilities = detector(images)
-    assert probabilities.shape == (3, 3) and probabilities.dtype == np.float32
+    assert probabilities.shape == (3, 3) and probabilities.dtype == np.float64
     assert probabilities.sum(axis=1) == pytest.approx(1)
     assert detector([]).shape == (0, 3)
 
