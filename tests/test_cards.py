@@ -109,6 +109,16 @@ def test_a_model_not_trained_on_imaginet_says_so_first() -> None:
     assert "not trained on ImagiNet" not in model_card({**CONFIG, "trained_on": {"corpus": "ImagiNet"}}, None)
 
 
+def test_a_model_card_has_both_protocols() -> None:
+    def part(value: float, tested: int) -> dict[str, Any]:
+        mean = {"balanced_accuracy": {"value": value, "low": None, "high": None}, "auc": {"value": None}}
+        return {"calibration": {"n_tested": tested}, "by": {"generator_family": {"mean": mean}}}
+
+    results = {**RESULTS, "protocols": {"paper": part(0.95, 80), "clean": part(0.875, 0)}}
+    card = model_card(CONFIG, None, [results])
+    assert "| paper | 0.950 | n/a |" in card and "| clean | 0.875 | n/a |" in card and "(80 here)" in card
+
+
 def test_an_encoder_card_claims_no_classes() -> None:
     card = model_card({**CONFIG, "track": None}, None)
     assert "stage 1" in card and "pipeline_tag" not in metadata(card)
