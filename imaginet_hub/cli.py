@@ -267,7 +267,9 @@ def _parser() -> _Parser:
     audit.add_argument("--out", metavar="DIR", required=True, help="folder to write: audit.json and pictures")
     audit.add_argument("--model", metavar="MODEL", help=f"also measure this detector: {_MODEL}")
     audit.add_argument("--split", action="append", metavar="SPLIT", help="this split only; may be repeated")
-    audit.add_argument("--limit", type=_positive, metavar="N", help="the first N rows of each split")
+    audit.add_argument(
+        "--limit", type=_positive, metavar="N", help="at most N rows of each split, drawn at random by --seed"
+    )
     _add_detector(audit)
     audit.add_argument("--seed", type=int, default=0, help="of intervals and cross-validation (default 0)")
     audit.add_argument("--json", action="store_true", help="print audit.json")
@@ -307,6 +309,14 @@ def _parser() -> _Parser:
     )
     evaluate.add_argument(
         "--against", metavar="MODEL|FILE", help="compare with this detector, or with its results file"
+    )
+    evaluate.add_argument(
+        "--against-label-map",
+        type=_mapping,
+        action="extend",
+        default=[],
+        metavar="CLASS=real,...",
+        help="what its classes mean, if it is a pipeline",
     )
     evaluate.add_argument(
         "--annotations",
@@ -805,6 +815,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         labels=dict(args.label_map),
         threshold=args.threshold,
         against=args.against,
+        against_labels=dict(args.against_label_map),
         annotations=args.annotations,
         calibrate_on=args.calibrate_on,
         export=args.export,

@@ -133,22 +133,23 @@ def id2label(names: Iterable[str]) -> dict[int, str]:
     return dict(enumerate(names))
 
 
-#: Words by which other people's data sets and detectors name the two classes.
+#: Words by which other people's data sets and detectors name the two classes, and words that say nothing of them.
 _WORDS = {
-    Origin.REAL: "real realism realistic human hum authentic natural nature original genuine photo photograph "
-    "pristine",
-    Origin.SYNTHETIC: "synthetic synth fake ai aigc artificial generated deepfake deepfakes forged spoof machine gan "
-    "progan stylegan biggan cyclegan diffusion sd sdxl midjourney dalle dall flux glide adm ldm vqdm wukong imagen",
+    Origin.REAL: "real human hum authentic natural nature original genuine photograph photographs pristine camera",
+    Origin.SYNTHETIC: "synthetic synth fake fakes ai aigc aiart artificial generated deepfake deepfakes gan progan "
+    "stylegan biggan cyclegan diffusion sd sdxl midjourney dalle flux glide adm ldm vqdm wukong imagen",
 }
 _ORIGIN_OF_WORD = {word: origin for origin, words in _WORDS.items() for word in words.split()}
+_NEUTRAL = {"image", "images", "picture", "pictures", "photo", "photos", "img", "art", "face", "faces", "by", "made"}
 
 
 def origin_named(name: str) -> Origin | None:
     """What a class of other people's naming means: "1_fake" and "AI-generated" are synthetic, "Human" is real.
 
     Returns:
-        None where the name has no such word, words of both kinds, or a negation.
+        None unless every word of the name is known, and says the same: "realistic vision v5" or "AI-free" may mean
+        anything.
     """
-    words = re.findall(r"[^\W\d_]+", name.lower())
-    found = {_ORIGIN_OF_WORD[word] for word in words if word in _ORIGIN_OF_WORD}
-    return found.pop() if len(found) == 1 and not {"not", "no", "non", "un"}.intersection(words) else None
+    words = [word for word in re.findall(r"[^\W\d_]+", name.lower()) if word not in _NEUTRAL]
+    found = {_ORIGIN_OF_WORD.get(word) for word in words}
+    return found.pop() if len(found) == 1 else None

@@ -78,6 +78,7 @@ class RowStream:
     Attributes:
         name, track, split: as given.
         features: of the rows. The column `label` is that of the dataset, but see `column`.
+        meanings: what labels with other names were taken for, as far as rows have been read.
 
     Raises:
         DataNotFoundError: no such dataset or split.
@@ -89,6 +90,7 @@ class RowStream:
         self._place = _resolved(dataset)
         self._records: list[Record] | None = None
         self._small: dict[str, list[Any]] = {}
+        self.meanings: dict[str, str] = {}
         available = splits_of(dataset, self.track)
         if split not in available:
             raise DataNotFoundError(f"{self.name!r} has no {self.track}/{split}; it has {', '.join(available)}")
@@ -105,7 +107,10 @@ class RowStream:
                 del self.features[computed]
             self._state = fingerprint(root, manifest)
         else:
-            self.features = self._read(None).features or datasets.Features()
+            with _finding(self._place, f"{self.track}/{split}"):
+                self._config = None if self._place == MINI else _config_of(self._place, self.track)
+                self._in_columns = self._place != MINI and self._is_parquet()
+                self.features = self._read(None).features or datasets.Features()
         missing = [column for column in ("image", "label") if column not in self.features]
         if missing:
             raise UsageError(f"{self.name!r} has no column {', '.join(missing)}; it has {', '.join(self.features)}")
@@ -119,7 +124,7 @@ class RowStream:
             return
         with _finding(self._place, f"{self.track}/{self.split}"):
             for row in self._read(None).cast_column("image", datasets.Image(decode=False)):
-                yield self._named(row)
+                yield self._named(row | {"image": _at_hand(row["image"])})
 
     def column(self, name: str) -> list[Any]:
         """Every value of a column other than the images, which are not read; classes by name.
@@ -152,9 +157,8 @@ class RowStream:
             record["fingerprint"] = self._files_fingerprint()
         if "source" in self.features:
             record["corpus"] = corpus_of(dict.fromkeys(self.column("source")))
-        perturbed = Path(self._place) / "perturb_report.json"
-        if perturbed.is_file():
-            report = json.loads(perturbed.read_text(encoding="utf-8"))
+        report = _json_object(Path(self._place) / "perturb_report.json")
+        if report:
             record["perturbed"] = {key: report.get(key) for key in ("seed", "encoders", "digest")}
         return record
 
@@ -165,10 +169,11 @@ class RowStream:
             if self.track is Track.IDENTIFICATION:
                 rows = rows.filter(_is_synthetic, input_columns="label")
             return rows if columns is None else rows.select_columns(list(columns))
-        more = {} if columns is None else {"columns": list(columns)}
-        return datasets.load_dataset(
-            self._place, _config_of(self._place, self.track), split=self.split, streaming=True, **more
-        )
+        options: dict[str, Any] = {"split": self.split, "streaming": True}
+        if columns is None or not self._in_columns:
+            rows = datasets.load_dataset(self._place, self._config, **options)
+            return rows if columns is None else rows.select_columns(list(columns))
+        return datasets.load_dataset(self._place, self._config, columns=list(columns), **options)
 
     def _row_of_record(self, record: Record) -> dict[str, Any]:
         return {
@@ -180,24 +185,52 @@ class RowStream:
 
     def _named(self, row: dict[str, Any]) -> dict[str, Any]:
         row = with_names(row, self.features)
-        label = row.get("label")
-        if label is not None and label not in tuple(Origin):
+        label = row.get("label", str(Origin.REAL))
+        if label is None:
+            raise UsageError(f"{self.name!r}: expected a label in every row of {self.split}, got a row without one")
+        if label not in tuple(Origin):
             origin = origin_named(str(label))
             if origin is None:
                 raise UsageError(
                     f"{self.name!r}: expected labels that mean real or synthetic, got {label!r}: rename the classes"
                 )
+            self.meanings[str(label)] = str(origin)
             row["label"] = str(origin)
         return row
+
+    def _is_parquet(self) -> bool:
+        """Whether single columns can be read."""
+        return hasattr(datasets.load_dataset_builder(self._place, self._config).config, "columns")
 
     def _files_fingerprint(self) -> str | None:
         """Of a dataset without checksums: its files, as the Hub or the file system names their state."""
         if self._place == MINI:
             return None
-        builder = datasets.load_dataset_builder(self._place, _config_of(self._place, self.track))
+        builder = datasets.load_dataset_builder(self._place, self._config)
         files = (builder.config.data_files or {}).get(self.split)
         state = [list(files or ()), getattr(files, "origin_metadata", None)]
         return hashlib.sha256(json.dumps(state, default=str).encode()).hexdigest()[:16]
+
+
+def _at_hand(image: dict[str, Any] | None) -> dict[str, Any]:
+    """An undecoded image with its bytes, if its file is on another machine."""
+    image = image or {"bytes": None, "path": None}
+    if image["bytes"] is None and "://" in (image["path"] or ""):
+        try:
+            with datasets.utils.file_utils.xopen(image["path"], "rb") as file:
+                return {**image, "bytes": file.read()}
+        except OSError:  # said where it is decoded
+            return image
+    return image
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """Empty where there is none, or something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def open_split(dataset: str | os.PathLike[str], split: str, track: Track | str = Track.DETECTION) -> RowStream:
@@ -367,11 +400,16 @@ def _image_bytes(value: dict[str, Any] | None) -> bytes:
 def with_names(row: dict[str, Any], features: datasets.Features) -> dict[str, Any]:
     """A row with the names of its classes in place of their ids."""
     return {
-        column: features[column].int2str(value)
-        if isinstance(features.get(column), datasets.ClassLabel) and value is not None
+        column: _class_name(features[column], value)
+        if isinstance(features.get(column), datasets.ClassLabel) and not isinstance(value, str)
         else value
         for column, value in row.items()
     }
+
+
+def _class_name(feature: datasets.ClassLabel, value: int | None) -> str | None:
+    """None where there is no class, or -1 in its place as in unlabelled splits."""
+    return None if value is None or value == -1 else str(feature.int2str(value))
 
 
 def dataset_record(dataset: str | os.PathLike[str], rows: datasets.Dataset, split: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class PredictionStore:
 
     Args:
         key: what the scores depend on: anything that JSON can say of the model, the dataset and the preprocessing.
-        n_scores: numbers per image.
+        n_scores: numbers per image; one more are taken too.
         folder: where files are kept.
 
     Attributes:
@@ -111,7 +111,7 @@ class PredictionStore:
                 if (
                     isinstance(digest, str)
                     and isinstance(scores, list)
-                    and len(scores) == self._n_scores
+                    and len(scores) in (self._n_scores, self._n_scores + 1)
                     and all(isinstance(score, float) and math.isfinite(score) for score in scores)
                 ):
                     known[digest] = np.array(scores)

@@ -152,7 +152,7 @@ class Results:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise DataNotFoundError(f"{path}: expected a results file, found none") from error
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{path}: expected the JSON that `imaginet evaluate` writes ({error})") from error
         version = content.get("schema_version") if isinstance(content, dict) else None
         if version != SCHEMA_VERSION:
@@ -188,6 +188,7 @@ def evaluate_rows(
     num_workers: int = 0,
     store: PredictionStore | None = None,
     mistakes: Mistakes | None = None,
+    digests: set[str] | None = None,
 ) -> Results:
     """Measure any prediction function on labelled rows.
 
@@ -222,6 +223,7 @@ def evaluate_rows(
         store: predictions that are there already are taken from it, and new ones added, so that a run that was stopped
             goes on. Only for images given as bytes or paths.
         mistakes: is given the mistakes, by generator where `by` has that column, else by class.
+        digests: is given the SHA-256 of every file that was measured, of images given as bytes or paths.
 
     Returns:
         The results, `model` and `dataset` left to the caller.
@@ -242,7 +244,8 @@ def evaluate_rows(
     if not 0 <= threshold <= 1:
         raise UsageError(f"expected a threshold in [0, 1], got {threshold}")
     bootstrap = Bootstrap(n_resamples=n_resamples, seed=seed)
-    look = partial(_looked_at, prepare=_preparation(crop_size, resize, equalize), store=store)
+    hashed = store is not None or digests is not None
+    look = partial(_looked_at, prepare=_preparation(crop_size, resize, equalize), store=store, hashed=hashed)
     wanted = _wanted(rows, track, names, label_column or track.label_column, by)
 
     skipped: list[dict[str, Any]] = []
@@ -273,10 +276,12 @@ def evaluate_rows(
                 skipped.append({"row": row.number, "path": row.path, "reason": reason})
                 continue
             found.append(row._replace(value=None))
+            if digests is not None and seen.digest is not None:
+                digests.add(seen.digest)
             if seen.scores is not None and store is not None:
                 store.reused += 1
                 scores.append(seen.scores)
-                tell(row, seen.scores, lambda value=row.value: look(value, cached=False).image)  # type: ignore[misc]
+                tell(row, seen.scores, lambda value=row.value: look(value, store=None).image)  # type: ignore[misc]
                 continue
             scores.append(np.empty(0))
             waiting.append((len(scores) - 1, seen.image, seen.digest))
@@ -291,6 +296,8 @@ def evaluate_rows(
             f"expected rows to measure, got none: {len(skipped)} unreadable, {strangers.total()} of classes other "
             f"than {', '.join(names)}"
         )
+    if len({len(row) for row in scores}) > 1:
+        raise UsageError("predict: expected one number of columns for all images, got several")
     every = np.stack(scores)
     probabilities = every[known, : len(names)]
     measured = [found[place] for place in known]
@@ -440,20 +447,20 @@ def _ahead(
 
 
 def _looked_at(
-    value: Any, *, prepare: Callable[[Any], Image.Image], store: PredictionStore | None, cached: bool = True
+    value: Any, *, prepare: Callable[[Any], Image.Image], store: PredictionStore | None, hashed: bool
 ) -> _Seen:
     if isinstance(value, Exception):
         return _Seen(error=value)
     try:
         digest = None
-        if store is not None and cached and isinstance(value, Mapping):
+        if hashed and isinstance(value, Mapping):
             data = value.get("bytes")
             if data is None and value.get("path"):
                 data = read_bytes(value["path"])
                 value = {"bytes": data, "path": value["path"]}
             if data is not None:
                 digest = hashlib.sha256(data).hexdigest()
-                scores = store.get(digest)
+                scores = store.get(digest) if store is not None else None
                 if scores is not None:
                     return _Seen(digest, scores)
         return _Seen(digest, image=prepare(value))

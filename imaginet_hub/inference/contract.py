@@ -89,7 +89,9 @@ def load_measurable(
             of a function as "package.module:function", the function itself, or a loaded `Detector`. A function takes
             a list of RGB PIL images and gives P(synthetic), (n,), or the probabilities of ("real", "synthetic"),
             (n, 2). With an attribute `names` it gives probabilities of these classes, and is an identifier unless
-            they are real and synthetic.
+            they are real and synthetic. Predictions of a module's function are kept by its name and source file; of
+            what else it uses, such as a file of weights, only its attribute `fingerprint` can tell, a string. Without
+            one, nothing is kept of other callables.
         labels: what the classes of a pipeline mean: {"its class": "real" or "synthetic"}. By default it is inferred
             from their names.
         device, dtype, compile: see `Detector`; a pipeline takes the device alone.
@@ -106,6 +108,8 @@ def load_measurable(
         return _function(model, f"{model.__module__}:{getattr(model, '__qualname__', type(model).__name__)}")
     name = os.fspath(model)
     if not Path(name).expanduser().exists() and _CALLABLE.fullmatch(name):
+        if labels:
+            raise UsageError(f"--label-map is for pipelines; {name} gives P(synthetic), or has an attribute `names`")
         return _function(_imported(name), name)
     require("train", "torch", "transformers", "timm", "torchvision")
     if _is_foreign(name):
@@ -215,7 +219,9 @@ def _pipeline(name: str, labels: Mapping[str, str] | None, device: str | None, b
             for part in answer:
                 scores[row, _DETECTION.index(meanings[part["label"]])] += part["score"]
         if len(classes) == 1:  # one logit: what is left is the other class
-            return np.where(scores == 0, 1 - scores.sum(axis=1, keepdims=True), scores)
+            own = _DETECTION.index(meanings[classes[0]])
+            scores[:, 1 - own] = 1 - scores[:, own]
+            return scores
         shares: NDArray[np.float64] = scores / scores.sum(axis=1, keepdims=True)
         return shares
 
@@ -307,13 +313,17 @@ def _fingerprint(model: Any, preprocessing: str) -> str:
 
 
 def _source_fingerprint(function: Callable[..., Any], name: str) -> str | None:
-    """Of the file that a function is in; other files that it uses are not looked at."""
+    """Its attribute `fingerprint`; else of the file that a function is in, if that says all of it but what it uses.
+
+    Objects, closures and methods behave by what they hold, which no file says.
+    """
     own = getattr(function, "fingerprint", None)
     if own is not None:
         return one_line(str(own))
+    if not inspect.isfunction(function) or function.__closure__ or "<" in function.__qualname__:
+        return None
     try:
-        source = inspect.getsourcefile(inspect.unwrap(function) if inspect.isroutine(function) else type(function))
-        data = Path(source or "").read_bytes()
+        data = Path(inspect.getsourcefile(function) or "").read_bytes()
     except (TypeError, OSError):
         return None
-    return hashlib.sha256(name.encode() + b"\n" + data).hexdigest()[:32]
+    return hashlib.sha256(f"{name} {function.__qualname__}\n".encode() + data).hexdigest()[:32]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from imaginet_hub.data.images import read_bytes
 from imaginet_hub.data.loading import RowStream, open_split, splits_of, track_of
 from imaginet_hub.data.sources import IMAGINET
 from imaginet_hub.data.upstream_lists import ProtocolLists, find_protocol_lists
-from imaginet_hub.errors import DataNotFoundError, FetchError, UsageError, require
+from imaginet_hub.errors import AnnotationError, DataNotFoundError, FetchError, ImageError, UsageError, require
 from imaginet_hub.evaluation.bootstrap import Bootstrap
 from imaginet_hub.evaluation.comparison import compare_results
 from imaginet_hub.evaluation.export import check_dataset_id, eval_results, model_index, write_eval_results
@@ -44,7 +47,7 @@ DEFAULT_BY = {
     Track.IDENTIFICATION: ("generator", "content_type"),
 }
 
-#: Rows of each class that the clean protocol calibrates a detector on which brings no calibration.
+#: Rows of each class that a detector is calibrated on, in the clean protocol, which brings no calibration.
 CALIBRATION_ROWS = 500
 
 _HEADLINES = {
@@ -86,6 +89,7 @@ def measure(
     labels: Mapping[str, str] | None = None,
     threshold: float = 0.5,
     against: str | os.PathLike[str] | None = None,
+    against_labels: Mapping[str, str] | None = None,
     annotations: str | os.PathLike[str] | None = None,
     calibrate_on: str | os.PathLike[str] | None = None,
     export: str | None = None,
@@ -116,6 +120,7 @@ def measure(
         labels: what a pipeline's classes mean; see `contract.label_map`.
         threshold: lowest probability that is called synthetic.
         against: a second detector (measured on the same images), or the results file of one, to compare with.
+        against_labels: what its classes mean, if it is a pipeline.
         annotations: folder of upstream's protocol lists; by default they are looked for beside the dataset and, for
             ImagiNet's test images, downloaded.
         calibrate_on: dataset whose train split the clean protocol calibrates a detector on which brings no
@@ -160,23 +165,36 @@ def measure(
     workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
     run = _Run(chosen, batch_size, workers, n_resamples, seed, threshold, cache, progress, show or (lambda _: None))
     run.show(f"{detector.name}: {detector.how}")
+    # Whatever could be missing is looked for before the hours that predictions may take.
+    protocols = detector.track is Track.DETECTION
+    lists = _lists(rows, annotations, run) if protocols else None
+    if protocols and not detector.calibrated:
+        splits_of(calibrate_on or dataset)
+    other = None if against is None else _other(against, against_labels, detector, device, dtype, batch_size, run)
 
-    mistakes = Mistakes()
-    results = run.on(detector, rows, columns, mistakes)
-    if detector.track is Track.DETECTION and all(results.class_counts.values()):
-        results.protocols = _protocols(detector, rows, results, run, annotations, calibrate_on or dataset)
-    if against is not None:
-        results.comparison = _comparison(results, against, rows, columns, run, labels, device, dtype)
-    for ending in ("", *_ENDINGS):  # of an earlier run
-        for suffix in ("png", "svg"):
-            target.with_name(f"{target.stem}{ending}.{suffix}").unlink(missing_ok=True)
+    mistakes, digests = Mistakes(), set[str]()
+    results = run.on(detector, rows, columns, mistakes, digests)
+    if rows.meanings:
+        run.show(f"labels were taken so: {', '.join(f'{own} = {meant}' for own, meant in rows.meanings.items())}")
+    if protocols and all(results.class_counts.values()):
+        train = None if detector.calibrated else _calibration_rows(calibrate_on or dataset, rows, digests)
+        results.protocols = _protocols(detector, results, lists, train, run)
+    if other is not None:
+        results.comparison = compare_results(
+            results, other if isinstance(other, Results) else run.on(other, rows, columns)
+        )
     results.write(target)
-    for ending, figure in _FIGURES[detector.track].items():
-        save_figure(figure(results), target.with_name(f"{target.stem}{ending}.{picture_format}"))
+    pictures = {ending: figure(results) for ending, figure in _FIGURES[detector.track].items()}
     if mistakes.by_group():
-        save_figure(mistakes_figure(mistakes.by_group()), target.with_name(f"{target.stem}-mistakes.{picture_format}"))
+        pictures["-mistakes"] = mistakes_figure(mistakes.by_group())
     if results.comparison is not None:
-        save_figure(comparison_figure(results), target.with_name(f"{target.stem}-comparison.{picture_format}"))
+        pictures["-comparison"] = comparison_figure(results)
+    for ending in ("", *_ENDINGS):
+        picture = target.with_name(f"{target.stem}{ending}.{picture_format}")
+        if ending in pictures:
+            save_figure(pictures[ending], picture)
+        else:
+            picture.unlink(missing_ok=True)  # of an earlier run under this name
     if export is not None:
         _export(results, target, export)
     return results
@@ -185,7 +203,8 @@ def measure(
 def _export(results: Results, target: Path, dataset_id: str) -> None:
     """In the forms that the Hub reads, beside the results file; to be uploaded with the model."""
     content = results.to_json(per_image=False)
-    write_eval_results(target.parent, eval_results(content, dataset_id))
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", target.stem).lstrip(".-") or "results"
+    write_eval_results(target.parent, eval_results(content, dataset_id), name)
     index = {"model-index": model_index([content], [dataset_id], str(results.model["name"]))}
     text = yaml.safe_dump(index, sort_keys=False, allow_unicode=True)
     target.with_name(f"{target.stem}-model-index.yaml").write_text(text, encoding="utf-8")
@@ -221,12 +240,12 @@ class _Run:
     def on(
         self,
         detector: Measurable,
-        rows: RowStream | list[dict[str, Any]],
+        rows: RowStream | _Calibration,
         by: Sequence[str],
         mistakes: Mistakes | None = None,
-        what: Mapping[str, Any] | None = None,
+        digests: set[str] | None = None,
     ) -> Results:
-        record = rows.record() if isinstance(rows, RowStream) else dict(what or {})
+        record = rows.record()
         crop_size = self.preprocessing.crop_size or detector.crop_size
         given = {"crop_size": crop_size, "resize": self.preprocessing.resize, "equalize": self.preprocessing.equalize}
         store = self._store(detector, record, given)
@@ -246,6 +265,7 @@ class _Run:
             num_workers=self.num_workers,
             store=store,
             mistakes=mistakes,
+            digests=digests,
             **given,  # type: ignore[arg-type]
         )
         if store is not None and store.reused:
@@ -271,22 +291,26 @@ class _Run:
 
 
 def _protocols(
-    detector: Measurable,
-    rows: RowStream,
-    results: Results,
-    run: _Run,
-    annotations: str | os.PathLike[str] | None,
-    calibrate_on: str | os.PathLike[str],
+    detector: Measurable, results: Results, lists: ProtocolLists | None, train: _Calibration | None, run: _Run
 ) -> dict[str, Any]:
     """Both protocols on the scores of an evaluation."""
-    train = None if detector.calibrated else _train_scores(detector, calibrate_on, run)
-    return run_protocols(
+    scored = None
+    remarks = []
+    if train is not None and len(train):
+        run.show(f"calibrating on {len(train):,} rows of {train.rows.name}/{train.rows.split}, for the clean protocol")
+        scored = _scored(run.on(detector, train, ()))
+        seen = (detector.record.get("trained_on") or {}).get("fingerprint")
+        if seen is not None and seen == train.record().get("fingerprint"):
+            remarks.append("the detector was trained on the rows that it is calibrated with, and may be too sure")
+    found = run_protocols(
         _scored(results),
-        lists=_lists(rows, results, annotations, run),
-        train=train,
+        lists=lists,
+        train=scored,
         calibrated=detector.calibrated,
         bootstrap=Bootstrap(n_resamples=run.n_resamples, seed=run.seed),
     )
+    found["clean"]["remarks"] += remarks
+    return found
 
 
 def _scored(results: Results) -> Scored:
@@ -306,66 +330,114 @@ def _scored(results: Results) -> Scored:
     )
 
 
-def _lists(
-    rows: RowStream, results: Results, annotations: str | os.PathLike[str] | None, run: _Run
-) -> ProtocolLists | None:
-    """Upstream's lists, for ImagiNet's images; a download that fails leaves them out."""
+def _lists(rows: RowStream, annotations: str | os.PathLike[str] | None, run: _Run) -> ProtocolLists | None:
+    """Upstream's lists, for ImagiNet's images; where nobody named them, those that cannot be had are left out."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    store = predictions_folder().parent / "annotations"
     if annotations is not None:
         folder = Path(annotations).expanduser()
         found = find_protocol_lists(folder, store=folder, offline=True)
         if found is None:
             raise DataNotFoundError(f"--annotations: expected upstream's protocol lists in {folder}, found not all")
         return found
-    if results.dataset.get("corpus") != IMAGINET:
+    if rows.record().get("corpus") != IMAGINET:
         return None
-    folder = Path(rows.name).expanduser()
+    folder, store = Path(rows.name).expanduser(), predictions_folder().parent / "annotations"
     try:
         return find_protocol_lists(folder if folder.is_dir() else None, store=store, offline=HF_HUB_OFFLINE)
-    except FetchError as error:
+    except (AnnotationError, FetchError) as error:
         run.show(f"the paper's protocol goes without upstream's lists: {error}")
         return None
 
 
-def _train_scores(detector: Measurable, dataset: str | os.PathLike[str], run: _Run) -> Scored | None:
-    """The first rows of each class of the train split, scored; None where there is none."""
+class _Calibration:
+    """Rows of a train split that the clean protocol calibrates on, as a stream: of each class at most so many.
+
+    They are the first ones of a dataset that was built by this package, which are shuffled, and else chosen by a hash,
+    so that rows in the order of their generators do no harm.
+
+    Args:
+        rows: the split.
+        tested: SHA-256 of files that are tested on, which are left out.
+        tested_rows: the rows that are tested on.
+    """
+
+    def __init__(self, rows: RowStream, tested: set[str], tested_rows: RowStream) -> None:
+        self.rows, self._tested = rows, tested
+        labels = rows.column("label")
+        keys = self._keys(rows)
+        taken = set(self._keys(tested_rows)) if keys and rows.name == tested_rows.name else set()
+        taken |= {*tested}
+        numbers = [n for n in range(len(labels)) if not keys or keys[n] not in taken]
+        if not {"sha256", "calibration"} <= rows.features.keys():
+            numbers.sort(key=lambda n: hashlib.sha256(f"calibration {keys[n] if keys else n}".encode()).digest())
+        chosen: dict[str, list[int]] = {str(origin): [] for origin in Origin}
+        for number in numbers:
+            if len(chosen[labels[number]]) < CALIBRATION_ROWS:
+                chosen[labels[number]].append(number)
+        self._chosen = {number for some in chosen.values() for number in some}
+
+    @staticmethod
+    def _keys(rows: RowStream) -> list[str]:
+        """What tells images apart, without reading them; empty where nothing does."""
+        for column in ("sha256", "path"):
+            if column in rows.features:
+                values = rows.column(column)
+                if None not in values:
+                    return [str(value) for value in values]
+        return []
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        last = max(self._chosen, default=-1)
+        for number, row in enumerate(self.rows):
+            if number > last:
+                return
+            if number in self._chosen and not self._is_tested(row["image"]):
+                yield {**row, "path": row.get("path") or f"{self.rows.split} row {number}"}
+
+    def _is_tested(self, image: Mapping[str, Any]) -> bool:
+        try:
+            data = image["bytes"] or read_bytes(image["path"] or "")
+        except ImageError:  # said where it is decoded
+            return False
+        return hashlib.sha256(data).hexdigest() in self._tested
+
+    def record(self) -> dict[str, Any]:
+        return self.rows.record()
+
+
+def _calibration_rows(
+    dataset: str | os.PathLike[str], tested_rows: RowStream, tested: set[str]
+) -> _Calibration | None:
+    """Rows to calibrate on; None where there is no train split, or it is the one that is tested on."""
     if "train" not in splits_of(dataset):
         return None
-    wanted = dict.fromkeys(Origin, CALIBRATION_ROWS)
-    chosen: list[dict[str, Any]] = []
     rows = open_split(dataset, "train")
-    left = sum(min(CALIBRATION_ROWS, rows.column("label").count(origin)) for origin in Origin)
-    for row in rows:
-        if not left:
-            break
-        if wanted[Origin(row["label"])]:
-            wanted[Origin(row["label"])] -= 1
-            left -= 1
-            chosen.append({**row, "path": row.get("path") or f"train row {len(chosen)}"})
-    run.show(f"calibrating on {len(chosen):,} rows of {rows.name}/train, for the clean protocol")
-    return _scored(run.on(detector, chosen, (), what=rows.record()))
+    return None if rows.record() == tested_rows.record() else _Calibration(rows, tested, tested_rows)
 
 
-def _comparison(
-    results: Results,
+def _other(
     against: str | os.PathLike[str],
-    rows: RowStream,
-    by: Sequence[str],
-    run: _Run,
     labels: Mapping[str, str] | None,
+    detector: Measurable,
     device: str | None,
     dtype: str,
-) -> dict[str, Any]:
-    """With another detector on the same rows, or with the results file of one."""
+    batch_size: int,
+    run: _Run,
+) -> Results | Measurable:
+    """The results file, or the detector, to compare with."""
     if os.fspath(against).endswith(".json"):
-        other = Results.read(against)
-    else:
-        second = load_measurable(against, labels=labels, device=device, dtype=dtype, batch_size=run.batch_size)
-        run.show(f"{second.name}: {second.how}")
-        other = run.on(second, rows, by)
-    return compare_results(results, other)
+        return Results.read(against)
+    second = load_measurable(against, labels=labels, device=device, dtype=dtype, batch_size=batch_size)
+    if second.track is not detector.track or set(second.names) != set(detector.names):
+        raise UsageError(
+            f"--against: expected a detector of {', '.join(detector.names)}, got one of {', '.join(second.names)}"
+        )
+    run.show(f"{second.name}: {second.how}")
+    return second
 
 
 def summary(results: Results) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,18 +14,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import yaml
 from huggingface_hub import parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from PIL import Image
 from sklearn import metrics as sk
 
 from imaginet_hub.cards import dataset_card
 from imaginet_hub.cli import main
 from imaginet_hub.data.repository import build_repository
-from imaginet_hub.errors import DataNotFoundError, UsageError
+from imaginet_hub.errors import DataNotFoundError, ImagiNetError, UsageError
 from imaginet_hub.evaluation import Results
 from imaginet_hub.evaluation.predictions import predictions_folder
 from imaginet_hub.inference.measure import Preprocessing, measure, summary
@@ -268,7 +271,7 @@ def test_unknown_generators(dataset: Path, tmp_path: Path, models: dict[str, Pat
 
 def test_exports_are_what_the_hub_reads(dataset: Path, tmp_path: Path, models: dict[str, Path]) -> None:
     results = run(models["detection"], dataset, tmp_path / "r.json", export="me/imaginet")
-    text = (tmp_path / ".eval_results" / "imaginet.yaml").read_text()
+    text = (tmp_path / ".eval_results" / "r.yaml").read_text()
     entries = {entry.task_id: entry for entry in parse_eval_result_entries(yaml.safe_load(text))}
     assert entries["detection_auc"].value == pytest.approx(results.metrics["auc"]["value"], abs=1e-4)
     assert {"detection_paper_auc", "detection_clean_auc"} <= entries.keys()
@@ -296,6 +299,114 @@ def test_what_cannot_be_done_is_said_in_one_line(
     with pytest.raises(error, match=message):
         run(models["detection"], dataset, tmp_path / "r.json", **options)
     assert not list(tmp_path.glob("*.json"))
+
+
+def parquet(folder: Path, **splits: list[tuple[bytes, int]]) -> Path:
+    """Somebody else's dataset: nothing but images and labels."""
+    folder.mkdir()
+    names = datasets.ClassLabel(names=["human", "AI"])
+    features = datasets.Features({"image": datasets.Image(), "label": names})
+    for split, rows in splits.items():
+        columns = {
+            "image": [{"bytes": data, "path": None} for data, _ in rows],
+            "label": [label for _, label in rows],
+        }
+        table = datasets.Dataset.from_dict(columns, features=features)
+        table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def coloured(images: Any) -> Any:
+    return np.array([np.asarray(image)[..., 0].mean() / 255 for image in images])
+
+
+def flat(level: int, seed: int) -> bytes:
+    """A picture whose red says its label, more or less."""
+    pixels = np.random.default_rng(seed).integers(0, 20, (40, 40, 3)) + level
+    stream = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_no_tested_image_is_calibrated_on(tmp_path: Path) -> None:
+    rows = [(flat(60 + 80 * (n % 2), n), n % 2) for n in range(60)]
+    place = parquet(tmp_path / "theirs", test=rows[:40], train=rows[20:])  # 20 images are in both
+    said: list[str] = []
+    results = run(coloured, place, tmp_path / "r.json", cache=False, show=said.append)
+    assert results.protocols is not None
+    calibration = results.protocols["clean"]["calibration"]
+    assert (calibration["n_real"], calibration["n_synthetic"], calibration["n_tested"]) == (10, 10, 0)
+    assert any("labels were taken so" in line and "AI = synthetic" in line for line in said)
+    trained = run(coloured, place, tmp_path / "r.json", split="train", cache=False)
+    assert trained.protocols is not None and trained.protocols["clean"]["calibration"]["n_real"] == 0
+
+
+def test_calibration_rows_are_not_the_first_ones_of_a_sorted_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imaginet_hub.inference.measure.CALIBRATION_ROWS", 15)
+    train = [(flat(60 + 80 * (n % 2) + n // 30, n), n % 2) for n in range(120)]
+    place = parquet(tmp_path / "theirs", test=train[:20], train=train)
+    seen: list[float] = []
+
+    def detector(images: Any) -> Any:
+        seen.extend(coloured(images))
+        return coloured(images)
+
+    run(detector, place, tmp_path / "r.json", cache=False)
+    later = {round(float(level * 255)) for level in seen[20:]}
+    assert len(seen) <= 20 + 30 and max(later) - min(later) > 80, "of all of it"
+
+
+def test_what_is_missing_is_said_before_anything_is_predicted(dataset: Path, tmp_path: Path) -> None:
+    def never(images: Any) -> Any:
+        raise AssertionError("asked")
+
+    for options, message in (
+        ({"against": "none.json"}, "none.json"),
+        ({"against": "./no-model"}, "no model at"),
+        ({"calibrate_on": "./no-data"}, "no dataset at"),
+        ({"annotations": str(tmp_path)}, "protocol lists"),
+    ):
+        with pytest.raises(ImagiNetError, match=message):
+            run(never, dataset, tmp_path / "r.json", **options)
+
+
+def test_other_files_beside_the_results_are_left_alone(dataset: Path, tmp_path: Path) -> None:
+    for name in ("roc.svg", "roc-other.png", "notes-roc.png"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "roc-comparison.png").write_text("of an earlier run")
+    run(red, dataset, tmp_path / "roc.json")
+    assert all((tmp_path / name).read_text() == "mine" for name in ("roc.svg", "roc-other.png", "notes-roc.png"))
+    assert not (tmp_path / "roc-comparison.png").exists()
+
+
+def test_rows_without_a_label_are_named(tmp_path: Path) -> None:
+    place = parquet(tmp_path / "theirs", test=[(flat(60, n), -1 if n == 3 else n % 2) for n in range(6)])
+    with pytest.raises(UsageError, match="a row without one"):
+        run(red, place, tmp_path / "r.json")
+
+
+def test_an_image_folder(tmp_path: Path) -> None:
+    for number in range(8):
+        path = tmp_path / "folder" / "test" / ("real", "fake")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(flat(60 + 80 * (number % 2), number))
+    results = run(coloured, tmp_path / "folder", tmp_path / "r.json")
+    assert results.class_counts == {"real": 4, "synthetic": 4} and results.metrics["auc"]["value"] == 1
+
+
+def test_a_function_that_says_how_unlike_images_are_is_resumed(root: Path, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def detector(images: Any) -> Any:
+        asked.append(len(images))
+        p = coloured(images)
+        return np.stack([p, 1 - p, 3 * p], axis=1)
+
+    detector.names, detector.fingerprint = ("SD", "GAN"), str(tmp_path)  # type: ignore[attr-defined]
+    first, second = (run(detector, root, tmp_path / "r.json") for _ in range(2))
+    assert first.to_json() == second.to_json() and sum(asked) == 24
 
 
 def test_predictions_are_kept_in_the_tests_own_cache() -> None:
