@@ -339,8 +339,17 @@ def rendered(image: Image.Image, perturbation: Perturbation) -> Image.Image:
 
 
 def encoder_versions() -> dict[str, str | None]:
-    """The versions that the pixels of `rendered` (and for zlib the bytes of PNG files) depend on; None: not there."""
-    libraries = {"libjpeg-turbo": "libjpeg_turbo", "libwebp": "webp", "zlib": "zlib"}
+    """The versions of the encoders and decoders that rendered pixels depend on; None: not there.
+
+    libjpeg-turbo and libwebp encode, and decode originals as zlib (PNG), libavif and libtiff do.
+    """
+    libraries = {
+        "libjpeg-turbo": "libjpeg_turbo",
+        "libwebp": "webp",
+        "zlib": "zlib",
+        "libavif": "avif",
+        "libtiff": "libtiff",
+    }
     return {"Pillow": PIL.__version__, **{name: features.version(key) for name, key in libraries.items()}}
 
 

@@ -387,6 +387,6 @@ def test_rendered_errors():
 
 def test_encoder_versions():
     versions = encoder_versions()
-    assert list(versions) == ["Pillow", "libjpeg-turbo", "libwebp", "zlib"]
+    assert list(versions) == ["Pillow", "libjpeg-turbo", "libwebp", "zlib", "libavif", "libtiff"]
     assert versions["Pillow"] == Image.__version__
     assert all(version and version[0].isdigit() for version in versions.values())

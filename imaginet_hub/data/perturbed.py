@@ -1,7 +1,7 @@
 """The perturbed test set of a dataset: rendered into a repository for the Hub, and verified by rendering it again.
 
 What an image gets depends on the seed and on its path alone (`perturbations.Perturbation.drawn`). So any machine with
-the same encoders makes the same pixels, with any number of workers, in any order, of all images or of some.
+the same encoders and decoders makes the same pixels, with any number of workers, in any order, of all or of some.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imaginet_hub.data import folders
+from imaginet_hub.data.images import open_image
 from imaginet_hub.data.loading import RowStream, open_split
 from imaginet_hub.data.progress import progress_bar
 from imaginet_hub.data.rendering import FORMAT, Rendered, Task, render_all
@@ -75,10 +76,27 @@ _ADDED = {
     "compression": _TEXT,
     "quality": _NUMBER,
 }
+#: Columns whose values the report counts.
+_COUNTED = ("label", "compression", "license")
+#: Columns that say whose a row is; without them there is nothing to compare.
+_IDENTITY = ("path", "image", "sha256", "pixel_sha256", "source_sha256", "label")
+#: What `verify` goes by in a report.
+_RECORDED: dict[str, tuple[str, tuple[type, ...]]] = {
+    "split": ("text", (str,)),
+    "seed": ("an integer", (int,)),
+    "limit": ("an integer or null", (int, type(None))),
+    "encoders": ("an object", (dict,)),
+    "rows": ("an integer", (int,)),
+    "digest": ("text", (str,)),
+}
+#: A WebP file of one lossless picture and nothing else: no other frames, no EXIF that would turn it.
+_BARE_LOSSLESS = b"WEBPVP8L"
 _SHOWN = 10
 _DIFFERENCES = {
     "different": "rows with other pixels or parameters (source_sha256: of another original)",
-    "damaged": "rows whose stored file is not what its sha256 says",
+    "columns": "rows whose labels or other columns are not those of the dataset",
+    "damaged": "rows whose stored file is not what its sha256 and pixel_sha256 say",
+    "report": "values of perturb_report.json that are not those of the rows stored",
     "only_stored": "rows stored that the dataset does not have, or not readable",
     "not_stored": "rows of the dataset that are not stored",
 }
@@ -125,7 +143,7 @@ def perturb(
         The report, as in `perturb_report.json`: schema_version, imaginet_hub (its version), dataset (name, split,
         images, fingerprint, corpus as far as known), split (the new one), seed, limit, rows, label and compression
         (value -> rows), license (terms -> rows, where the dataset says), left_out ([{path, reason, message}]),
-        columns_left_out (of other kinds), encoders (library -> version), law (its bounds and shares), digest (one
+        columns_left_out (of other kinds), encoders (and decoders: library -> version), law (its bounds), digest (one
         line that two machines compare: SHA-256 over the lines "path in its simplest form, tab, pixel_sha256,
         newline" in the order of their bytes), parquet_bytes, build_id.
 
@@ -146,8 +164,7 @@ def perturb(
         )
     features = _features(rows.features)
     left_out: list[dict[str, str]] = []
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    lines: list[bytes] = []
+    said: list[dict[str, Any]] = []
 
     def stored() -> Iterator[dict[str, Any]]:
         with closing(_rendered(rows, seed, workers, limit, progress)) as results:
@@ -156,17 +173,15 @@ def perturb(
                     path = str(row.get("path") or (row["image"] or {}).get("path") or "")
                     left_out.append({"path": path, "reason": result.reason, "message": result.message})
                     continue
-                lines.append(f"{simple_path(result.path)}\t{result.pixel_sha256}\n".encode("utf-8", "surrogatepass"))
                 new = {**{column: row.get(column) for column in features}, **_columns(result)}
-                for column in ("label", "compression", "license"):
-                    counts[column][str(new.get(column) or "none")] += 1
+                said.append({column: new.get(column) for column in ("path", "pixel_sha256", *_COUNTED)})
                 yield encoded(new, features)
 
     try:
         with folders.staged(target) as staging:
             (staging / "data").mkdir()
             _write(staging / "data", perturbed_split(split), stored(), features.arrow_schema)
-            if not lines:
+            if not said:
                 first = f", the first: {left_out[0]['message']}" if left_out else ""
                 raise BuildError(
                     f"none of the {len(left_out):,} images of {rows.name!r}, split {split}, can be rendered{first}; "
@@ -179,13 +194,11 @@ def perturb(
                 "split": perturbed_split(split),
                 "seed": seed,
                 "limit": limit,
-                "rows": len(lines),
-                **{column: dict(sorted(counts[column].items())) for column in ("label", "compression", "license")},
+                **_stated(said),
                 "left_out": left_out,
                 "columns_left_out": [column for column in rows.features if column not in features],
                 "encoders": encoder_versions(),
                 "law": _LAW,
-                "digest": hashlib.sha256(b"".join(sorted(lines))).hexdigest(),
                 "parquet_bytes": sum(file.stat().st_size for file in (staging / "data").iterdir()),
             }
             report["build_id"] = hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()[:16]
@@ -211,6 +224,10 @@ def verify(
 ) -> dict[str, Any]:
     """Render a dataset again and compare it, row by row, with what `perturb` wrote; nothing is changed.
 
+    Everything stored is looked at: the pixels of each file are decoded and hashed, each column is compared with the
+    dataset's row or the fresh render, and the report with the rows. Rows that share a path are told apart by
+    source_sha256, then by their label. README.md is not looked at.
+
     Args:
         dataset: the one that `out` was made of; the split, the seed and the limit are those on record.
         out: the folder that `perturb` wrote.
@@ -219,57 +236,85 @@ def verify(
 
     Returns:
         `same`: whether everything is as stored; `rows`: that were compared; `encoders`: library -> {"stored", "here"}
-        of those whose versions differ (which explains other pixels, and alone is no difference); and, each as
-        {"count", "first": the first ten by path, in its simplest form}:
+        of those on record whose versions differ (which explains other pixels, and alone is no difference); and, each
+        as {"count", "first": the first ten by path, in its simplest form}:
         `different` ([{path, columns}]: which of the hashes and parameters are others now; source_sha256 among them
-        says that the original file is another), `damaged` (paths whose stored file is not what its sha256 says),
-        `only_stored` (paths that the dataset does not have, or not as a readable image), `not_stored` (paths of the
-        dataset that are not in `out`).
+        says that the original file is another), `columns` ([{path, columns}]: which of the other columns are not
+        what the dataset says, classes being compared by name), `damaged` (paths whose stored file is not what its
+        sha256 says, or no lossless WebP of the 256 x 256 pixels that pixel_sha256 says), `report` (which of rows,
+        digest, label, compression and license on record are not those of the rows stored), `only_stored` (paths
+        that the dataset does not have, or not as a readable image), `not_stored` (paths of the dataset that are not
+        in `out`).
 
     Raises:
-        DataNotFoundError: `out` is no such folder, or there is no such dataset.
+        DataNotFoundError: `out` is no such folder, its report lacks something, or there is no such dataset.
+        UsageError: a number that cannot be used.
         BuildError: a worker ended.
     """
     workers = _checked(num_workers, limit)
     folder = Path(out).expanduser()
     try:
-        report = json.loads((folder / PERTURB_REPORT).read_text(encoding="utf-8"))
+        report = _recorded(folder / PERTURB_REPORT)
         known, damaged = _stored(folder)
-        split, seed, most = report["split"].removesuffix(perturbed_split("")), report["seed"], report["limit"]
-        encoders: dict[str, str | None] = report["encoders"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
         raise DataNotFoundError(
             f"expected a folder that `imaginet perturb` wrote at {folder}, found none that can be read ({error})"
         ) from error
+    stated = _stated(row for stored in known.values() for row in stored)
+    rows = open_split(dataset, report["split"].removesuffix(perturbed_split("")))
+    most, encoders = report["limit"], report["encoders"]
+    _checked(None, most)
     different: list[dict[str, Any]] = []
-    not_stored: list[str] = []
+    columns: list[dict[str, Any]] = []
     only_stored: list[str] = []
+    later: list[dict[str, Any]] = []
     compared = 0
+
+    def compare(now: dict[str, Any], alike: list[dict[str, Any]]) -> None:
+        """With the row of these that has its label, if there is one, or else the first."""
+        nonlocal compared
+        compared += 1
+        then = alike.pop(next((n for n, row in enumerate(alike) if row["label"] == now["label"]), 0))
+        others = [column for column in {**now, **then} if not _equal(now, then, column)]
+        for found, added in ((different, True), (columns, False)):
+            if some := [column for column in others if (column in _ADDED) is added]:
+                found.append({"path": now["path"], "columns": some})
+
+    features = _features(rows.features)
+    unreadable: list[str] = []
     limits = [value for value in (limit, most) if value is not None]
-    with closing(_rendered(open_split(dataset, split), seed, workers, min(limits, default=None), progress)) as results:
+    with closing(_rendered(rows, report["seed"], workers, min(limits, default=None), progress)) as results:
         for row, result in results:
             if isinstance(result, ImageError):
-                path = simple_path(row.get("path") or "")
-                if known[path]:
-                    known[path].pop()
-                    only_stored.append(path)
+                unreadable.append(simple_path(row.get("path") or ""))
                 continue
-            path = simple_path(result.path)
-            then = known[path]
-            if not then:
-                not_stored.append(path)
-                continue
-            compared += 1
-            now, stored = _columns(result), then.pop(0)
-            others = [column for column, value in zip(_ADDED, stored, strict=True) if now[column] != value]
-            if others:
-                different.append({"path": path, "columns": others})
+            now = _said({**{column: row.get(column) for column in features}, **_columns(result)})
+            if alike := known.get((now["path"], now["source_sha256"])):
+                compare(now, alike)
+            else:
+                later.append(now)
+    # What is stored under a path and of another original: nobody else's by now.
+    left: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for (path, _), stored in known.items():
+        left[path] += stored
+    not_stored = []
+    for now in later:
+        if alike := left[now["path"]]:
+            compare(now, alike)
+        else:
+            not_stored.append(now["path"])
+    for path in unreadable:
+        if left[path]:
+            left[path].pop()
+            only_stored.append(path)
     if limit is None or limit == most:
-        only_stored += [path for path, rows in known.items() for _ in rows]
+        only_stored += [path for path, stored in left.items() for _ in stored]
     here = encoder_versions()
     found = {
         "different": _first(different, lambda row: row["path"]),
+        "columns": _first(columns, lambda row: row["path"]),
         "damaged": _first(damaged),
+        "report": _first([name for name, value in stated.items() if report.get(name) != value]),
         "only_stored": _first(only_stored),
         "not_stored": _first(not_stored),
     }
@@ -277,9 +322,9 @@ def verify(
         "same": not any(part["count"] for part in found.values()),
         "rows": compared,
         "encoders": {
-            name: {"stored": encoders.get(name), "here": here.get(name)}
-            for name in {**encoders, **here}
-            if encoders.get(name) != here.get(name)
+            name: {"stored": version, "here": here.get(name)}
+            for name, version in encoders.items()
+            if version != here.get(name)
         },
         **found,
     }
@@ -410,18 +455,81 @@ def _write(folder: Path, split: str, rows: Iterable[dict[str, Any]], schema: pa.
         file.rename(folder / f"{split}-{number:05d}-of-{len(files):05d}.parquet")
 
 
-def _stored(folder: Path) -> tuple[dict[str, list[tuple[Any, ...]]], list[str]]:
-    """Simple path -> what each row of it says in the added columns; the paths whose file is not what its row says."""
-    known: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+def _recorded(file: Path) -> dict[str, Any]:
+    """A report that can be gone by."""
+    report = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(report, dict):
+        raise ValueError(f"{file.name}: expected a JSON object, got {type(report).__name__}")
+    for name, (kind, types) in _RECORDED.items():
+        if name not in report or not isinstance(report[name], types):
+            got = f"{report[name]!r:.80}" if name in report else "nothing"
+            raise ValueError(f"{file.name}: expected {kind} as {name}, got {got}")
+    return report
+
+
+def _stored(folder: Path) -> tuple[dict[tuple[str, str], list[dict[str, Any]]], list[str]]:
+    """(Simple path, source_sha256) -> what its rows say; the paths whose file is not what its row says."""
+    known: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     damaged = []
     for file in sorted((folder / "data").glob("*.parquet")):
         with pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(batch_size=64, columns=["path", "sha256", "image", *_ADDED]):
-                for row in batch.to_pylist():
-                    known[simple_path(row["path"])].append(tuple(row[column] for column in _ADDED))
-                    if hashlib.sha256(row["image"]["bytes"]).hexdigest() != row["sha256"]:
-                        damaged.append(simple_path(row["path"]))
+            features = datasets.Features.from_arrow_schema(parquet.schema_arrow)
+            if missing := [column for column in _IDENTITY if column not in features]:
+                raise ValueError(f"{file.name} has no column {', '.join(missing)}")
+            for batch in parquet.iter_batches(batch_size=64):
+                for stored in batch.to_pylist():
+                    row = _said({column: _named(value, features[column]) for column, value in stored.items()})
+                    known[row["path"], row["source_sha256"]].append(row)
+                    if not _intact(stored):
+                        damaged.append(row["path"])
     return known, damaged
+
+
+def _intact(row: Mapping[str, Any]) -> bool:
+    """Whether the file is the one, and the picture the one, that the row says."""
+    data = (row["image"] or {}).get("bytes") or b""
+    if hashlib.sha256(data).hexdigest() != row["sha256"] or data[8:16] != _BARE_LOSSLESS:
+        return False
+    try:
+        image = open_image(data)
+    except ImageError:
+        return False
+    return image.size == (SIZE, SIZE) and hashlib.sha256(image.tobytes()).hexdigest() == row["pixel_sha256"]
+
+
+def _named(value: Any, feature: Any) -> Any:
+    """The name of a class, if there is one."""
+    known = isinstance(feature, datasets.ClassLabel) and value is not None and 0 <= value < feature.num_classes
+    return feature.names[value] if known else value
+
+
+def _said(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row says apart from its file, whose bytes are the encoder's."""
+    said = {column: value for column, value in row.items() if column not in ("image", "sha256")}
+    return {**said, "path": simple_path(row["path"])}
+
+
+def _equal(one: Mapping[str, Any], other: Mapping[str, Any], column: str) -> bool:
+    """Whether both have a column, with one value; what is not a number is one."""
+    if column not in one or column not in other:
+        return False
+    a, b = one[column], other[column]
+    return bool(a == b or (a != a and b != b))  # noqa: PLR0124
+
+
+def _stated(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a report says of these rows: how many, of each kind, and the digest."""
+    lines: list[bytes] = []
+    counts: dict[str, Counter[str]] = {column: Counter() for column in _COUNTED}
+    for row in rows:
+        lines.append(f"{simple_path(row['path'])}\t{row['pixel_sha256']}\n".encode("utf-8", "surrogatepass"))
+        for column in _COUNTED:
+            counts[column][str(row.get(column) or "none")] += 1
+    return {
+        "rows": len(lines),
+        **{column: dict(sorted(count.items())) for column, count in counts.items()},
+        "digest": hashlib.sha256(b"".join(sorted(lines))).hexdigest(),
+    }
 
 
 def _first(found: list[Any], key: Callable[[Any], str] = str) -> dict[str, Any]:

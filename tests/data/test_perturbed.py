@@ -60,9 +60,10 @@ def write_root(root: Path, files: dict[str, bytes], order: Sequence[str] | None 
         (root / path).write_bytes(data)
     rows = []
     for path in order or list(files):
-        made = int(hashlib.sha256(path.removeprefix("./").encode()).hexdigest(), 16) % 3 == 0
+        simple = os.path.normpath(path)
+        made = int(hashlib.sha256(simple.encode()).hexdigest(), 16) % 3 == 0
         names = ("synthetic", "GAN", "ProGAN") if made else ("real", "real", "real")
-        rows.append((path, *names, "test", "CC0" if made else "CC BY 4.0", f"g{len(path) % 2}"))
+        rows.append((path, *names, "test", "CC0" if made else "CC BY 4.0", f"g{len(simple) % 2}"))
     with (root / "annotations.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([FIELDS, *rows])
     return root
@@ -354,7 +355,7 @@ class TestVerify:
     def test_same(self, few: Path, tmp_path: Path) -> None:
         perturb(few, tmp_path / "out", num_workers=1, limit=7)
         nothing: dict[str, Any] = {"count": 0, "first": []}
-        parts = dict.fromkeys(("different", "damaged", "only_stored", "not_stored"), nothing)
+        parts = dict.fromkeys(("different", "columns", "damaged", "report", "only_stored", "not_stored"), nothing)
         assert self.check(few, tmp_path / "out") == {"same": True, "rows": 7, "encoders": {}, **parts}
 
     def test_other_encoders(self, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,12 +395,198 @@ class TestVerify:
                 {"path": "x/3.png", "columns": ["crop_left"]},
             ],
         }
-        assert found["damaged"] == {"count": 1, "first": ["x/4.png"]}
+        assert found["damaged"] == {"count": 2, "first": ["x/2.png", "x/4.png"]}
+        assert {"digest", "rows"} <= set(found["report"]["first"])
         assert found["only_stored"] == {"count": 1, "first": ["x/1.png"]}
         assert found["not_stored"] == {"count": 1, "first": ["x/5.png"]}
         said = summary(found)
         for line in ("10 rows rendered again: not the same", "  3 rows with other pixels", "    x/3.png (crop_left)"):
             assert line in said
+
+    def test_finds_a_falsified_set(self, few: Path, tmp_path: Path) -> None:
+        """Grey pictures with hashes of their own, other labels, another generator, columns of one's own."""
+        out = tmp_path / "out"
+        perturb(few, out, num_workers=1)
+
+        def falsify(number: int, row: dict[str, Any]) -> None:
+            grey = encoded(Image.new("RGB", (256, 256), "grey"), rendering.FORMAT, **rendering.LOSSLESS)
+            if number < 4:
+                row.update(image={"bytes": grey, "path": None}, sha256=hashlib.sha256(grey).hexdigest())
+            if number < 2:
+                row["pixel_sha256"] = hashlib.sha256(Image.new("RGB", (256, 256), "grey").tobytes()).hexdigest()
+            if number == 5:
+                row["label"] = 1 - row["label"]
+            if number == 6:
+                row.update(license=None, width=255)
+            if number == 7:
+                row["generator"] = 9999
+
+        self.rewrite(out, falsify)
+        found = self.check(few, out)
+        assert not found["same"]
+        assert [row["path"] for row in found["different"]["first"]] == ["x/0.png", "x/1.png"]
+        assert found["different"]["first"][0]["columns"] == ["pixel_sha256"]
+        assert found["damaged"] == {"count": 2, "first": ["x/2.png", "x/3.png"]}
+        assert found["columns"] == {
+            "count": 3,
+            "first": [
+                {"path": "x/5.png", "columns": ["label"]},
+                {"path": "x/6.png", "columns": ["license", "width"]},
+                {"path": "x/7.png", "columns": ["generator"]},
+            ],
+        }
+        assert found["report"] == {"count": 3, "first": ["digest", "label", "license"]}
+        assert found["only_stored"]["count"] == found["not_stored"]["count"] == 0
+        said = summary(found)
+        for line in (
+            "not the same",
+            "  3 rows whose labels",
+            "    x/5.png (label)",
+            "  3 values of perturb_report.json",
+        ):
+            assert line in said
+
+    @pytest.mark.parametrize("kind", ["turned", "lossy", "shape", "png", "nothing"])
+    def test_files_that_only_look_right(self, few: Path, tmp_path: Path, kind: str) -> None:
+        """Of the pixels that their rows say, and another picture to who loads them; or no picture."""
+        out = tmp_path / "out"
+        perturb(few, out, num_workers=1, limit=1)
+
+        def falsify(_: int, row: dict[str, Any]) -> None:
+            image = Image.open(io.BytesIO(row["image"]["bytes"]))
+            if kind == "turned":
+                exif = Image.Exif()
+                exif[0x112] = 3
+                data = encoded(image, "WEBP", lossless=True, exif=exif)
+            elif kind == "lossy":
+                data = encoded(image, "WEBP", quality=5)
+            elif kind == "shape":
+                data = encoded(Image.frombytes("RGB", (512, 128), image.tobytes()), "WEBP", lossless=True)
+            else:
+                data = encoded(image) if kind == "png" else b""
+            row.update(image={"bytes": data or None, "path": None}, sha256=hashlib.sha256(data).hexdigest())
+
+        self.rewrite(out, falsify)
+        found = self.check(few, out)
+        assert not found["same"]
+        assert found["damaged"] == {"count": 1, "first": ["x/0.png"]}
+
+    def test_other_bytes_of_the_same_pixels(self, few: Path, tmp_path: Path) -> None:
+        """As another version of libwebp makes them."""
+        out = tmp_path / "out"
+        perturb(few, out, num_workers=1)
+
+        def again(_: int, row: dict[str, Any]) -> None:
+            image = Image.open(io.BytesIO(row["image"]["bytes"]))
+            data = encoded(image, "WEBP", lossless=True, method=6)
+            row.update(image={"bytes": data, "path": None}, sha256=hashlib.sha256(data).hexdigest())
+
+        before = stored(out)
+        self.rewrite(out, again)
+        assert stored(out) != before
+        assert self.check(few, out)["same"]
+
+    def test_columns_added_and_missing(self, few: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        perturb(few, out, num_workers=1)
+        (file,) = (out / "data").iterdir()
+        rows = pq.read_table(file).drop_columns(["license", "quality"])
+        pq.write_table(rows.append_column("mine", pa.array([None] * 12, pa.string())), file)
+        found = self.check(few, out)
+        assert found["columns"]["count"] == found["different"]["count"] == 12
+        assert found["columns"]["first"][0] == {"path": "x/0.png", "columns": ["license", "mine"]}
+        assert found["different"]["first"][0] == {"path": "x/0.png", "columns": ["quality"]}
+
+    @pytest.mark.parametrize("name", ["rows", "digest", "label", "compression", "license"])
+    def test_report_of_others(self, few: Path, tmp_path: Path, name: str) -> None:
+        report = perturb(few, tmp_path / "out", num_workers=1, limit=2)
+        other = {"rows": 3, "digest": "0" * 64}.get(name, {"real": 7})
+        (tmp_path / "out" / PERTURB_REPORT).write_text(json.dumps({**report, name: other}))
+        found = self.check(few, tmp_path / "out")
+        assert not found["same"]
+        assert found["report"] == {"count": 1, "first": [name]}
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ([], "expected a JSON object, got list"),
+            ("text", "expected a JSON object, got str"),
+            (None, "expected a JSON object, got NoneType"),
+            ({"seed": "x"}, "expected an integer as seed, got 'x'"),
+            ({"limit": 1.5}, "expected an integer or null as limit, got 1.5"),
+            ({"encoders": []}, r"expected an object as encoders, got \[\]"),
+            ({"digest": ...}, "expected text as digest, got nothing"),
+            ({"split": ...}, "expected text as split, got nothing"),
+            ({"rows": ...}, "expected an integer as rows, got nothing"),
+        ],
+        ids=str,
+    )
+    def test_report_that_is_none(self, few: Path, tmp_path: Path, change: Any, said: str) -> None:
+        report = perturb(few, tmp_path / "out", num_workers=1, limit=1)
+        if isinstance(change, dict):
+            change = {name: value for name, value in {**report, **change}.items() if value is not ...}
+        (tmp_path / "out" / PERTURB_REPORT).write_text(json.dumps(change))
+        with pytest.raises(DataNotFoundError, match=said) as raised:
+            self.check(few, tmp_path / "out")
+        assert "\n" not in str(raised.value)
+
+    def test_limit_on_record_that_is_none(self, few: Path, tmp_path: Path) -> None:
+        report = perturb(few, tmp_path / "out", num_workers=1, limit=1)
+        (tmp_path / "out" / PERTURB_REPORT).write_text(json.dumps({**report, "limit": -1}))
+        with pytest.raises(UsageError, match="limit: expected 1 or more, got -1"):
+            self.check(few, tmp_path / "out")
+
+    def test_paths_that_classes_share(self, tmp_path: Path) -> None:
+        """real/0.png and fake/0.png, by their names alone: rows are written by label, and so in another order."""
+        shared_names = self.of_two_classes(tmp_path / "set", 8)
+        out = tmp_path / "out"
+        perturb(shared_names, out, num_workers=1)
+        found = self.check(shared_names, out)
+        assert found["same"], found
+        assert found["rows"] == 8
+
+        def flip(number: int, row: dict[str, Any]) -> None:
+            if number == 0:
+                row["label"] = 1 - row["label"]
+
+        self.rewrite(out, flip)
+        flipped = {"path": "0.png", "columns": ["label"]}
+        assert self.check(shared_names, out)["columns"] == {"count": 2, "first": [flipped] * 2}
+
+    def test_paths_that_classes_share_and_another_original(self, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        perturb(self.of_two_classes(tmp_path / "set", 8), out, num_workers=1)
+        found = self.check(self.of_two_classes(tmp_path / "other", 8, new=0), out)
+        assert found["different"]["first"] == [{"path": "0.png", "columns": ["pixel_sha256", "source_sha256"]}]
+        assert found["columns"]["count"] == found["only_stored"]["count"] == found["not_stored"]["count"] == 0
+
+    def of_two_classes(self, folder: Path, count: int, new: int | None = None) -> Path:
+        """A dataset whose rows come in pairs of one path, now one label first and now the other."""
+        features = datasets.Features(
+            {
+                "image": datasets.Image(),
+                "label": datasets.ClassLabel(names=["fake", "real"]),
+                "path": datasets.Value("string"),
+            }
+        )
+        images = [encoded(picture(n + 50 * (n == new), 270, 270)) for n in range(count)]
+        columns = {
+            "image": [{"bytes": data, "path": None} for data in images],
+            "label": [n % 2 if n % 4 < 2 else 1 - n % 2 for n in range(count)],
+            "path": [f"{n // 2}.png" for n in range(count)],
+        }
+        (folder / "data").mkdir(parents=True)
+        pq.write_table(pa.table(columns, schema=features.arrow_schema), folder / "data" / "test-00000.parquet")
+        return folder
+
+    def rewrite(self, out: Path, change: Callable[[int, dict[str, Any]], None]) -> None:
+        """Change rows by the number in their paths."""
+        (file,) = (out / "data").iterdir()
+        rows = pq.read_table(file)
+        values = rows.to_pylist()
+        for row in values:
+            change(int(Path(row["path"]).stem), row)
+        pq.write_table(pa.Table.from_pylist(values, schema=rows.schema), file)
 
     def test_of_the_first_rows(self, few: Path, tmp_path: Path) -> None:
         perturb(few, tmp_path / "out", num_workers=1)
