@@ -33,6 +33,7 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,7 +41,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import numpy as np
@@ -52,10 +53,14 @@ from imaginet_hub.data.progress import progress_bar
 from imaginet_hub.data.traits import COLOURS, METADATA, Traits, colours, perceptual_hash, thumbnail, traits
 from imaginet_hub.errors import ImageError, UsageError, require
 from imaginet_hub.evaluation.bootstrap import Bootstrap
-from imaginet_hub.evaluation.detection import detection_report
+from imaginet_hub.evaluation.comparison import compare
+from imaginet_hub.evaluation.detection import Pair, detection_report, pair_of
 from imaginet_hub.evaluation.duplicates import describe_groups, exact_groups, near_groups
 from imaginet_hub.labels import Origin
-from imaginet_hub.perturbations import center_crop, fixed_crop, jpeg
+from imaginet_hub.perturbations import fixed_crop, jpeg, resized_square
+
+if TYPE_CHECKING:
+    from imaginet_hub.evaluation.spectra import Spectrum
 
 __all__ = ["MARGIN", "RULES", "SCALARS", "SCHEMA_VERSION", "VARIANTS", "audit", "write_audit"]
 
@@ -201,10 +206,18 @@ def audit(
     return _plain(report | {"verdict": _verdict(report)})
 
 
-def write_audit(report: Mapping[str, Any], out: str | os.PathLike[str]) -> list[Path]:
+def write_audit(
+    report: Mapping[str, Any], out: str | os.PathLike[str], *, spectra: Mapping[str, Spectrum] | None = None
+) -> list[Path]:
     """Write OUT/audit.json and the pictures: OUT/audit.png and .svg (a page), OUT/pictures/*.png.
 
-    The JSON comes last and appears whole or not at all.
+    All are made before the first takes its place, the JSON last. Pictures that an earlier audit left there and that
+    this one has none of are removed.
+
+    Args:
+        report: of `audit`.
+        out: folder to write into; it is made where there is none.
+        spectra: mean spectra of each generator (`spectra.MeanSpectra`), for OUT/pictures/spectra.png.
 
     Returns:
         The files, the JSON first.
@@ -213,19 +226,21 @@ def write_audit(report: Mapping[str, Any], out: str | os.PathLike[str]) -> list[
         MissingExtraError: matplotlib is not installed.
         OSError: the folder cannot be written.
     """
-    from imaginet_hub.evaluation.audit_figures import write_figures
+    from imaginet_hub.evaluation.audit_figures import PICTURES, write_figures
 
     out = Path(out)
-    (out / "pictures").mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    pictures = write_figures(report, out)
-    partial = out / f".audit.json.{os.getpid()}.partial"
-    try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(out / "audit.json")
-    finally:
-        partial.unlink(missing_ok=True)
-    return [out / "audit.json", *pictures]
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".audit.", suffix=".partial") as folder:
+        made = Path(folder)
+        pictures = [path.relative_to(made) for path in write_figures(report, made, spectra)]
+        (made / "audit.json").write_text(text + "\n", encoding="utf-8")
+        (out / "pictures").mkdir(exist_ok=True)
+        for stale in set(PICTURES) - {picture.as_posix() for picture in pictures}:
+            (out / stale).unlink(missing_ok=True)
+        for name in (*pictures, Path("audit.json")):
+            (made / name).replace(out / name)
+    return [out / "audit.json", *(out / picture for picture in pictures)]
 
 
 # --- one look at each image ------------------------------------------------------------------------------------------
@@ -493,13 +508,15 @@ def _tally(values: NDArray[np.float64], truth: NDArray[np.intp]) -> tuple[NDArra
     return real, synthetic
 
 
-def _auc(real: NDArray[np.intp], synthetic: NDArray[np.intp]) -> Any:
-    """Area under the ROC curve of (..., bins) counts, lowest value first; ties count half; NaN without a class."""
-    below = np.cumsum(real, axis=-1)
-    pairs = below[..., -1:].sum(axis=-1) * synthetic.sum(axis=-1)
-    won = (synthetic * (2 * below - real)).sum(axis=-1)
-    area = np.where(pairs > 0, won / np.maximum(2 * pairs, 1), np.nan)
-    return float(area) if area.ndim == 0 else area
+def _ranked(values: NDArray[np.float64], truth: NDArray[np.intp], weights: NDArray[np.intp] | None = None) -> Pair:
+    """Any numbers as scores of `detection`, of which what depends on their order alone is of use."""
+    places = np.unique(values, return_inverse=True)[1]
+    return pair_of(truth, places / max(1, places.max()), _THRESHOLD, np.arange(len(truth)), weights=weights)
+
+
+def _auc(values: NDArray[np.float64], truth: NDArray[np.intp]) -> float:
+    """Area under the ROC curve; NaN without a class."""
+    return float(_ranked(values, truth).observed["auc"][0])
 
 
 def _auc_interval(
@@ -512,12 +529,16 @@ def _auc_interval(
         return bootstrap.interval(math.nan, np.zeros(0), 0)
     both = real + synthetic
     bins = (np.cumsum(both) - both) * _BINS // sum(counts) if len(both) > _BINS else np.arange(len(both))
+    binned = [np.bincount(bins, weights=part).astype(np.intp) for part in (real, synthetic)]
     rng = _rng(bootstrap, key)
-    drawn = [
-        rng.multinomial(n, np.bincount(bins, weights=part) / n, size=bootstrap.n_resamples)
-        for n, part in zip(counts, (real, synthetic), strict=True)
+    drawn = [rng.multinomial(n, part / n, size=bootstrap.n_resamples) for n, part in zip(counts, binned, strict=True)]
+    # A row for each class at each bin, which counts as often as rows of the class are there.
+    n = len(binned[0])
+    pair = _ranked(np.tile(np.arange(n), 2), np.repeat([0, 1], n), np.concatenate(binned))
+    tallies = [
+        side.tally(part[:, side.rows % n]) for side, part in zip((pair.real, pair.synthetic), drawn, strict=True)
     ]
-    return bootstrap.interval(_auc(real, synthetic), _auc(*drawn), min(counts))
+    return bootstrap.interval(_auc(values, truth), pair.metrics(*tallies)["auc"], min(counts))
 
 
 def _categorical(name: str, values: NDArray[Any], table: _Table, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -623,7 +644,7 @@ def _each_fold(
             return None
         classifier = _classifier(bootstrap.seed).fit(features[rest], truth[rest])
         scores[rows] = classifier.predict_proba(features[rows])[:, 1]
-        whole = _auc(*_tally(scores[rows], truth[rows]))
+        whole = _auc(scores[rows], truth[rows])
         if math.isnan(whole):  # a fold of sources may hold one class
             continue
         measured += 1
@@ -631,7 +652,7 @@ def _each_fold(
         for column in np.flatnonzero(np.ptp(features, axis=0)):
             shuffled = features[rows]
             shuffled[:, column] = rng.permutation(shuffled[:, column])
-            losses[column] += whole - _auc(*_tally(classifier.predict_proba(shuffled)[:, 1], truth[rows]))
+            losses[column] += whole - _auc(classifier.predict_proba(shuffled)[:, 1], truth[rows])
     if not folds:
         return None
     metrics = _metrics(truth, scores, bootstrap)
@@ -708,9 +729,7 @@ class _Variants:
     def of(self, rgb: Image.Image) -> list[Image.Image]:
         """The variants of an image, in the order of `VARIANTS`."""
         raw = fixed_crop(rgb, self._size)
-        # Cropped first: a long thin image would not fit into memory at the size its short side asks for.
-        square = center_crop(rgb, min(rgb.size))
-        size = square.resize((self._size, self._size), Image.Resampling.LANCZOS)
+        size = resized_square(rgb, self._size)
         return [raw, jpeg(raw, 90), size, jpeg(size, 90)]
 
     def add(self, variants: list[Image.Image]) -> None:
@@ -732,54 +751,20 @@ class _Variants:
     def report(self, truth: NDArray[np.intp], names: Sequence[str], bootstrap: Bootstrap) -> dict[str, Any]:
         scores = {name: np.concatenate(parts) for name, parts in self._scores.items()}
         found = {name: _metrics(truth, values, bootstrap) for name, values in scores.items()}
+        less = {
+            name: compare(truth, values, scores["raw"], threshold=_THRESHOLD, bootstrap=bootstrap)["differences"]
+            for name, values in scores.items()
+            if name != "raw"
+        }
         return {
             "names": list(names),
             "crop_size": self._size,
             "threshold": _THRESHOLD,
             "variants": {name: {"metrics": metrics} for name, metrics in found.items()},
             "difference": {
-                name: _difference(truth, values, scores["raw"], bootstrap)
-                for name, values in scores.items()
-                if name != "raw"
+                name: {metric: part[metric] for metric in ("balanced_accuracy", "auc")} for name, part in less.items()
             },
         }
-
-
-def _difference(
-    truth: NDArray[np.intp], scores: NDArray[np.float64], raw: NDArray[np.float64], bootstrap: Bootstrap
-) -> dict[str, Any]:
-    """Metrics of some scores less those of the raw ones, on the same resampled rows (paired bootstrap)."""
-    rows = [np.flatnonzero(truth == k) for k in (0, 1)]
-    smaller = min(map(len, rows))
-    places = [np.unique(values, return_inverse=True)[1] for values in (scores, raw)]
-    rng = _rng(bootstrap, "difference")
-
-    def metrics(drawn: Sequence[NDArray[np.intp]]) -> NDArray[np.float64]:
-        real, made = drawn
-        both = []
-        for values, place in zip((scores, raw), places, strict=True):
-            balanced = ((values[real] < _THRESHOLD).mean() + (values[made] >= _THRESHOLD).mean()) / 2
-            counts = (np.bincount(place[part], minlength=place.max() + 1) for part in (real, made))
-            both.append([balanced, _auc(*counts)])
-        return np.array(both[0]) - np.array(both[1])
-
-    value = metrics(rows)
-    drawn = [
-        metrics([part[rng.integers(len(part), size=len(part))] for part in rows]) for _ in range(bootstrap.n_resamples)
-    ]
-    replicates = np.array(drawn)
-    return {
-        name: _spread(bootstrap, float(value[k]), replicates[:, k], smaller)
-        for k, name in enumerate(("balanced_accuracy", "auc"))
-    }
-
-
-def _spread(bootstrap: Bootstrap, value: float, replicates: NDArray[np.float64], rows: int) -> dict[str, float]:
-    if rows < 2:
-        return {"value": value, "low": math.nan, "high": math.nan}
-    tail = (1 - bootstrap.confidence) / 2
-    low, high = np.quantile(replicates, [tail, 1 - tail])
-    return {"value": value, "low": float(low), "high": float(high)}
 
 
 # --- in words --------------------------------------------------------------------------------------------------------

@@ -10,13 +10,16 @@ import numpy as np
 
 from imaginet_hub.data.traits import THUMBNAIL
 from imaginet_hub.errors import require
+from imaginet_hub.evaluation.figures import save_figure, spectra_figure
 from imaginet_hub.labels import Origin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, FigureBase
 
-__all__ = ["PANELS", "audit_figure", "write_figures"]
+    from imaginet_hub.evaluation.spectra import Spectrum
+
+__all__ = ["PANELS", "PICTURES", "audit_figure", "write_figures"]
 
 # Okabe & Ito's palette (2008): distinct under every common colour vision deficiency, and in grey.
 _COLOURS = {str(Origin.REAL): "#0072B2", str(Origin.SYNTHETIC): "#D55E00"}
@@ -72,8 +75,11 @@ def _write_findings(axes: Axes, report: Mapping[str, Any]) -> None:
     note.set_in_layout(False)
 
 
-def write_figures(report: Mapping[str, Any], out: Path) -> list[Path]:
-    """OUT/audit.png, OUT/audit.svg, and each panel as OUT/pictures/NAME.png; returns what was written."""
+def write_figures(report: Mapping[str, Any], out: Path, spectra: Mapping[str, Spectrum] | None = None) -> list[Path]:
+    """OUT/audit.png, OUT/audit.svg, each panel and the spectra as OUT/pictures/NAME.png.
+
+    Returns what was written: those of `PICTURES` that there is something for.
+    """
     page = audit_figure(report)
     written = [out / "audit.png", out / "audit.svg"]
     for path in written:
@@ -93,6 +99,9 @@ def write_figures(report: Mapping[str, Any], out: Path) -> list[Path]:
         _draw_duplicates(figure, report, columns=1)
         written.append(out / "pictures" / "duplicates.png")
         figure.savefig(written[-1], dpi=130)
+    if spectra:
+        written.append(out / "pictures" / "spectra.png")
+        save_figure(spectra_figure(spectra), written[-1])
     return written
 
 
@@ -346,3 +355,6 @@ PANELS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "importance": _draw_importance,
     "model": _draw_model,
 }
+
+#: All that `write_figures` may write.
+PICTURES = ("audit.png", "audit.svg", *(f"pictures/{name}.png" for name in (*PANELS, "duplicates", "spectra")))

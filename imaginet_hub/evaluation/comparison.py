@@ -7,6 +7,7 @@ common cancels in the difference.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ __all__ = ["compare", "compare_identification", "compare_results", "mcnemar"]
 #: Whose differences are told: of two detectors, of two classifiers.
 _DETECTION = ("balanced_accuracy", "auc", "accuracy", "average_precision", "eer", "tpr_at_fpr_1", "brier", "nll")
 _IDENTIFICATION = ("balanced_accuracy", "auc", "accuracy", "macro_f1")
+
+#: What rows without a path are called: their numbers, which say nothing of the image.
+_GENERATED = re.compile(r"row \d+")
 
 
 def mcnemar(only_a_right: int, only_b_right: int) -> float:
@@ -155,18 +159,22 @@ def compare_identification(
 def compare_results(results: Results, other: Results) -> dict[str, Any]:
     """Two results files of one track on the same images, which are matched by path.
 
+    Each model may have seen crops of its own of them: what they were is told, not refused. Rows without a path are
+    matched by their numbers, where the fingerprints of both datasets say that these are the same rows.
+
     Args:
         results, other: with `per_image`. Thresholds are their own, the bootstrap is that of the first.
 
     Returns:
         As `compare` or `compare_identification`, of the images that both have, and
 
-        - `other`: `model` of the second one;
-        - `only_here`, `only_there`: images that only the first, or only the second, has a score for.
+        - `other`, `preprocessing`: `model` and `preprocessing` of the second one;
+        - `only_here`, `only_there`: images that only the first, or only the second, has a score for;
+        - `remarks`: sentences on what keeps the two from being measured alike, none where nothing does.
 
     Raises:
-        UsageError: results without `per_image`, of different tracks or classes, without a common image, or with
-            different labels for the same image.
+        UsageError: results without `per_image`, of different tracks or classes, of datasets with different
+            fingerprints or perturbations, without a common image, or with different labels for the same image.
     """
     if results.per_image is None or other.per_image is None:
         raise UsageError("expected results with per_image, got some without: evaluate again and keep the scores")
@@ -175,16 +183,30 @@ def compare_results(results: Results, other: Results) -> dict[str, Any]:
             "expected results of one track and one set of classes, got "
             f"{results.track} ({', '.join(results.names)}) and {other.track} ({', '.join(other.names)})"
         )
+    known = _same_dataset(results.dataset, other.dataset)
     here, there = _by_path(results.per_image), _by_path(other.per_image)
-    common = [key for key in here if key in there]
+    both = [key for key in here if key in there]
+    common = [key for key in both if known or not _GENERATED.fullmatch(key[0])]
     if not common:
-        raise UsageError("expected results on the same images, got none that both have: evaluate on the same split")
+        what = "numbered rows alone, of datasets without fingerprints," if both else "none that both have"
+        raise UsageError(f"expected results on the same images, got {what}: evaluate both models on the same split")
     for key in common:
         if here[key]["label"] != there[key]["label"]:
             raise UsageError(
                 f"expected one label for each image, got {here[key]['label']} and {there[key]['label']} for {key[0]}: "
                 "evaluate on the same split"
             )
+    remarks = _remarks(results, other, known, len(both) - len(common))
+    only_here, only_there = len(here) - len(common), len(there) - len(common)
+    strangers = len(common)
+    common = [key for key in common if here[key]["label"] in results.names]
+    if strangers := strangers - len(common):
+        remarks.append(f"Left out: {_rows(strangers)} of classes that the models do not know.")
+    if not common:
+        raise UsageError(
+            f"expected images of the classes {', '.join(results.names)}, got {strangers} of others alone: evaluate on "
+            "a split that has some"
+        )
     names = results.names
     labels = np.array([names.index(here[key]["label"]) for key in common])
     order = [other.names.index(name) for name in names]
@@ -205,10 +227,59 @@ def compare_results(results: Results, other: Results) -> dict[str, Any]:
         found = compare_identification(labels, a, b, names, bootstrap=bootstrap)
     return {
         "other": other.model,
+        "preprocessing": dict(other.preprocessing),
         **found,
-        "only_here": len(here) - len(common),
-        "only_there": len(there) - len(common),
+        "only_here": only_here,
+        "only_there": only_there,
+        "remarks": remarks,
     }
+
+
+def _same_dataset(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether fingerprints say so; one that is not known says nothing.
+
+    Raises:
+        UsageError: they say that these are not the same images.
+    """
+    for key, remedy in (
+        ("fingerprint", "evaluate both models on the same split of one dataset"),
+        ("perturbed", "evaluate both models on the same copy of the test set, perturbed or not"),
+    ):
+        a, b = one.get(key), other.get(key)
+        # What says nothing of a perturbation has none; what has no fingerprint may be anything.
+        if a != b and (key == "perturbed" or (a is not None and b is not None)):
+            raise UsageError(
+                f"expected results on the same images, got {_split(one)} and {_split(other)} with {key} {a} and {b}: "
+                f"{remedy}"
+            )
+    return one.get("fingerprint") is not None and one.get("fingerprint") == other.get("fingerprint")
+
+
+def _split(dataset: Mapping[str, Any]) -> str:
+    return f"{dataset.get('name', '?')}/{dataset.get('split', '?')}"
+
+
+def _remarks(results: Results, other: Results, known: bool, unmatched: int) -> list[str]:
+    """What keeps two results from being measured alike."""
+    remarks = []
+    if apart := [k for k in results.preprocessing if results.preprocessing[k] != other.preprocessing.get(k)]:
+        ours, theirs = (
+            ", ".join(f"{key} {part.get(key) or 'none'}" for key in apart)
+            for part in (results.preprocessing, other.preprocessing)
+        )
+        remarks.append(
+            f"The images were prepared differently, {ours} against {theirs}: differences are of models and "
+            "preparation together."
+        )
+    if not known:
+        remarks.append("Images were matched by path alone: fingerprints of both datasets are not known.")
+    if unmatched:
+        remarks.append(f"Left out: {_rows(unmatched)} without a path, which nothing says are the same.")
+    return remarks
+
+
+def _rows(n: int) -> str:
+    return f"{n:,} image{'s' * (n != 1)}"
 
 
 def _by_path(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], Mapping[str, Any]]:

@@ -28,6 +28,7 @@ _LEVELS = 1.0
 _BANDS, _BAND_BITS = 8, 8
 _TILE = 1_000_000  # hashes compared at a time: 8 MB
 _VERIFIED = 16_384  # thumbnails compared at a time: 33 MB
+_LEADERS = 64  # rows of a large band that all others in it are compared with first
 
 
 def exact_groups(keys: Sequence[Hashable]) -> list[list[int]]:
@@ -41,8 +42,9 @@ def exact_groups(keys: Sequence[Hashable]) -> list[list[int]]:
 def near_groups(hashes: ArrayLike, thumbnails: ArrayLike) -> list[list[int]]:
     """Groups of images that look alike, exact copies included.
 
-    Memory is bounded by tiles of pairs. Images with equal hash and thumbnail count once; of others that share a band
-    every pair of hashes is compared, but thumbnails only of those that are not in one group yet.
+    Memory is bounded by tiles of pairs. Images with equal hash and thumbnail count once. Others that share a band are
+    compared with a few of them first, so that many copies of one image are one group soon, and then pair by pair
+    where they are not in one group yet.
 
     Args:
         hashes: (n,) 64-bit perceptual hashes (`data.traits.perceptual_hash`).
@@ -65,10 +67,13 @@ def near_groups(hashes: ArrayLike, thumbnails: ArrayLike) -> list[list[int]]:
     distinct = _Forest(len(first))
     looks = _Looks(luma[first])
     for left, right in _close_pairs(bits[first], distinct):
-        for start in range(0, len(left), _VERIFIED):
-            i, j = distinct.apart(left[start : start + _VERIFIED], right[start : start + _VERIFIED])
+        # What is in one set by now need not be looked at, so the looks grow: from the first of many copies to all.
+        start, most = 0, 256
+        while start < len(left):
+            i, j = distinct.apart(left[start : start + most], right[start : start + most])
             alike = looks.alike(i, j)
             distinct.join(i[alike], j[alike])
+            start, most = start + most, min(2 * most, _VERIFIED)
     return exact_groups(distinct.roots(np.arange(len(first)))[same].tolist())
 
 
@@ -129,24 +134,51 @@ def _varied(group: Sequence[int], labels: Sequence[Any], splits: Sequence[Any], 
 
 
 def _close_pairs(hashes: NDArray[np.uint64], known: _Forest) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Pairs of rows whose hashes differ in `HAMMING_LIMIT` bits at most and that are not in one set yet."""
+    """Pairs of rows whose hashes differ in `HAMMING_LIMIT` bits at most and that are not in one set yet.
+
+    The sets are looked up as the pairs are asked for: those that were joined meanwhile are left out.
+    """
     for band in range(_BANDS):
         key = (hashes >> np.uint64(_BAND_BITS * band)).astype(np.uint8)
         order = np.argsort(key, kind="stable")
         for rows in np.split(order, np.flatnonzero(np.diff(key[order])) + 1):
-            values = hashes[rows]
-            step = max(1, _TILE // len(rows))
-            for start in range(0, len(rows) - 1, step):
-                some = values[start : start + step]
-                close = np.bitwise_count(some[:, None] ^ values[None, start:]) <= HAMMING_LIMIT
-                if np.count_nonzero(close) == len(some):  # each with itself
-                    continue
-                sets = known.roots(rows[start:])
-                close &= sets[: len(some), None] != sets[None, :]
-                i, j = np.nonzero(close)
-                i, j = i[i < j], j[i < j]
-                if len(i):
-                    yield rows[start + i], rows[start + j]
+            if len(rows) ** 2 > _TILE:
+                yield from _led_pairs(rows, hashes, known)
+            yield from _pairs_of_sets(rows, hashes, known, band)
+
+
+def _led_pairs(
+    rows: NDArray[np.intp], hashes: NDArray[np.uint64], known: _Forest
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """A few rows, each with all others."""
+    for leader in rows[np.linspace(0, len(rows) - 1, _LEADERS).astype(np.intp)]:
+        near = rows[np.bitwise_count(hashes[rows] ^ hashes[leader]) <= HAMMING_LIMIT]
+        pairs = known.apart(np.full(len(near), leader), near)
+        if len(pairs[0]):
+            yield pairs
+
+
+def _pairs_of_sets(
+    rows: NDArray[np.intp], hashes: NDArray[np.uint64], known: _Forest, band: int
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Rows that have a band in common, each with those of other sets, but for pairs that an earlier band had."""
+    rows = rows[np.argsort(known.roots(rows), kind="stable")]
+    sets, values = known.roots(rows), hashes[rows]
+    ends = np.searchsorted(sets, sets, side="right")
+    start = 0
+    while (after := int(ends[start])) < len(rows):
+        some = slice(start, start + max(1, _TILE // (len(rows) - after)))
+        close = np.bitwise_count(values[some, None] ^ values[None, after:]) <= HAMMING_LIMIT
+        i, j = np.nonzero(close)
+        i, j = i + start, j + after
+        new = ends[i] <= j  # of a later set
+        for earlier in range(band):
+            shift = np.uint64(_BAND_BITS * earlier)
+            new &= ((values[i] ^ values[j]) >> shift).astype(np.uint8) != 0
+        i, j = known.apart(rows[i[new]], rows[j[new]])
+        if len(i):
+            yield i, j
+        start = min(some.stop, len(rows) - 1)
 
 
 class _Looks:

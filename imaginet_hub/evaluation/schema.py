@@ -41,9 +41,15 @@ def validate(content: Mapping[str, Any]) -> None:
     """
     require("eval", "jsonschema")
     # NaN would pass for a number; figures are added up once their shapes are known.
-    for problems in (_not_finite(content, ""), _shapes(dict(content)), _figures(content)):
-        for where, expected, got in problems:
-            raise UsageError(f"results: {where or 'the file'}: expected {expected}, got {_brief(got)}")
+    try:
+        for problems in (_not_finite(content, ""), _shapes(dict(content)), _figures(content)):
+            for where, expected, got in problems:
+                raise UsageError(f"results: {where or 'the file'}: expected {expected}, got {_brief(got)}")
+    except RecursionError as error:
+        raise UsageError(
+            "results: the file: expected objects a few levels deep, got more levels than Python can follow: "
+            "evaluate again"
+        ) from error
 
 
 def _not_finite(value: Any, where: str) -> Iterator[_Problem]:

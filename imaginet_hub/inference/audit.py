@@ -12,7 +12,6 @@ from imaginet_hub.data.loading import open_split, splits_of
 from imaginet_hub.data.progress import progress_bar
 from imaginet_hub.errors import ImageError, UsageError, require
 from imaginet_hub.evaluation.audit import audit, write_audit
-from imaginet_hub.evaluation.figures import save_figure, spectra_figure
 from imaginet_hub.evaluation.report import interval_text
 from imaginet_hub.evaluation.spectra import MeanSpectra, Spectrum
 from imaginet_hub.inference.contract import load_measurable
@@ -41,7 +40,7 @@ def audit_dataset(
     progress: bool = True,
     show: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Audit a dataset, and write OUT/audit.json and pictures.
+    """Audit a dataset, and write OUT/audit.json and pictures, once all is known.
 
     Args:
         dataset: a built folder, a Hub id, a folder of images with its annotations, or "mini".
@@ -86,9 +85,7 @@ def audit_dataset(
         progress=progress,
         limit=limit,
     )
-    write_audit(report, target)
-    spectra = _spectra(dataset, chosen, progress)
-    save_figure(spectra_figure(spectra), target / "pictures" / "spectra.png")
+    write_audit(report, target, spectra=_spectra(dataset, chosen, progress))
     return report
 
 

@@ -482,10 +482,10 @@ def _published(results: Results) -> list[PublishedRow] | None:
 def _comparison_lines(results: Results) -> list[str]:
     comparison = results.comparison or {}
     other, mcnemar = comparison["other"], comparison["mcnemar"]
-    lines = [
+    return [
         f"{results.model.get('name')} less {other.get('name')}, on the same {comparison['n']:,} images:",
         *(f"  {name:<28}{interval_text(value)}" for name, value in comparison["differences"].items()),
         f"  McNemar: {mcnemar['only_a_right']:,} right by the first alone, {mcnemar['only_b_right']:,} by the second "
         f"alone, p = {mcnemar['p_value']:.2g}",
+        *(f"  {remark}" for remark in comparison.get("remarks", ())),
     ]
-    return lines

@@ -15,8 +15,16 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from imaginet_hub.data.images import open_image
 from imaginet_hub.data.traits import traits
 from imaginet_hub.errors import UsageError
+from imaginet_hub.evaluation import audit_figures
 from imaginet_hub.evaluation.audit import RULES, VARIANTS, audit, write_audit
+from imaginet_hub.evaluation.audit_figures import PICTURES
+from imaginet_hub.evaluation.bootstrap import Bootstrap
+from imaginet_hub.evaluation.comparison import compare
 from imaginet_hub.evaluation.detection import detection_metrics
+from imaginet_hub.evaluation.spectra import MeanSpectra
+from imaginet_hub.inference import audit as inference_audit
+from imaginet_hub.inference.audit import audit_dataset
+from imaginet_hub.perturbations import jpeg
 from tests.conftest import SHARED
 from tests.data.test_images import png_of_size
 from tests.data.test_traits import png_with
@@ -230,6 +238,9 @@ def test_a_model_raw_and_equalised():
             apart = report["variants"][name]["metrics"][metric]["value"] - metrics[metric]["value"]
             assert interval["value"] == pytest.approx(apart)
             assert interval["low"] <= interval["value"] <= interval["high"]
+    blocks = sharpness([jpeg(image, 90) for image in images])[:, 0]
+    paired = compare(truth, blocks, scores, bootstrap=Bootstrap(200))["differences"]
+    assert report["difference"]["format_quality"] == {name: paired[name] for name in ("balanced_accuracy", "auc")}
 
 
 def test_long_thin_images_do_not_explode():
@@ -274,6 +285,37 @@ def test_written_report_and_pictures(found, make_root, tmp_path):
     assert all(path.stat().st_size > 5000 for path in files)
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
     assert write_audit(found, out) == files
+
+
+def test_pictures_of_an_earlier_audit_are_removed(found, tmp_path):
+    model = audit(planted(40), predict=sharpness, **QUICK)
+    spectra = MeanSpectra()
+    spectra.add("real", Image.new("RGB", (300, 300)))
+    first = write_audit(model, tmp_path, spectra=spectra.result())
+    (tmp_path / "pictures" / "mine.png").write_bytes(b"mine")
+    second = write_audit(found, tmp_path)
+    assert {path.name for path in set(first) - set(second)} == {"model.png", "spectra.png"}
+    written = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == {*second, tmp_path / "pictures" / "mine.png"}
+    assert {path.relative_to(tmp_path).as_posix() for path in first[1:]} <= set(PICTURES)
+
+
+@pytest.mark.parametrize("when", ["spectra", "figures"])
+def test_an_interrupted_audit_leaves_what_was_there(make_root, tmp_path, monkeypatch, when):
+    root, out = make_root(real=14, synthetic=12), tmp_path / "out"
+    (out / "pictures").mkdir(parents=True)
+    before = {out / name: name.encode() for name in ("audit.json", "audit.png", "pictures/model.png")}
+    for path, data in before.items():
+        path.write_bytes(data)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    where = (inference_audit, "_spectra") if when == "spectra" else (audit_figures, "spectra_figure")
+    monkeypatch.setattr(*where, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        audit_dataset(root, out, progress=False)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_few_images_of_one_kind_can_be_audited_and_drawn(tmp_path):

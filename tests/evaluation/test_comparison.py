@@ -154,6 +154,8 @@ def results(names, labels, probabilities, paths=None, **facts):
         "track": "detection",
         "names": list(names),
         "model": {"name": "b"},
+        "dataset": {"name": "d", "split": "test", "fingerprint": "f0"},
+        "preprocessing": {"crop_size": 64, "resize": None, "equalize": None},
         "threshold": 0.5,
         "bootstrap": {"n_resamples": 30, "confidence": 0.95, "seed": 0},
         "per_image": rows,
@@ -176,6 +178,7 @@ def test_results_are_matched_by_path_and_class_name():
     expected = compare(labels[kept], a[kept], b[kept], threshold=0.4, threshold_b=0.6, bootstrap=Bootstrap(30))
     found = compare_results(first, second)
     assert (found.pop("other"), found.pop("only_here"), found.pop("only_there")) == ({"name": "b"}, 5, 0)
+    assert (found.pop("preprocessing"), found.pop("remarks")) == (first.preprocessing, [])
     assert found == expected
 
 
@@ -184,6 +187,76 @@ def test_rows_of_one_path_are_matched_in_order():
     paths = ["same.png"] * 40
     one, other = (results(("real", "synthetic"), labels, np.stack([1 - s, s], axis=1), paths) for s in (a, b))
     assert compare_results(one, other)["mcnemar"] == compare(labels, a, b, bootstrap=Bootstrap(1))["mcnemar"]
+
+
+NUMBERED = [f"row {row}" for row in range(8)]
+UNKNOWN = {"name": "d", "split": "test", "fingerprint": None}
+
+
+def two_results(paths=None, mine=None, theirs=None):
+    """Of two detectors, with other facts of each."""
+    labels, a, b = toy(8)
+    both = ((a, mine or {}), (b, theirs or {}))
+    return [results(("real", "synthetic"), labels, np.stack([1 - s, s], axis=1), paths, **f) for s, f in both]
+
+
+@pytest.mark.parametrize(
+    ("paths", "mine", "theirs", "told"),
+    [
+        (
+            None,
+            {},
+            {"dataset": {"name": "e", "split": "test", "fingerprint": "f1"}},
+            r"d/test and e/test .* f0 and f1",
+        ),
+        (None, {"dataset": UNKNOWN}, {"dataset": UNKNOWN | {"perturbed": {"seed": 1}}}, "perturbed or not"),
+        (NUMBERED, {"dataset": UNKNOWN}, {"dataset": {"name": "e"}}, "numbered rows alone"),
+        (NUMBERED, {}, {"dataset": UNKNOWN}, "numbered rows alone"),
+    ],
+    ids=["other images", "perturbed", "rows of unknown datasets", "rows of one unknown dataset"],
+)
+def test_different_images_are_not_taken_for_the_same(paths, mine, theirs, told):
+    one, other = two_results(paths, mine, theirs)
+    with pytest.raises(UsageError, match=told) as caught:
+        compare_results(one, other)
+    assert "evaluate both" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbered_rows_are_matched_where_fingerprints_agree():
+    found = compare_results(*two_results(NUMBERED))
+    assert (found["n"], found["remarks"]) == (8, [])
+    paths = [*NUMBERED[:4], *"abcd"]
+    found = compare_results(*two_results(paths, {"dataset": UNKNOWN}, {"dataset": UNKNOWN}))
+    assert (found["n"], found["only_here"], found["only_there"]) == (4, 4, 4)
+    assert [remark.split(":")[0] for remark in found["remarks"]] == [
+        "Images were matched by path alone",
+        "Left out",
+    ]
+
+
+def test_other_preparation_is_told():
+    prepared = {"crop_size": 32, "resize": None, "equalize": "jpeg:10"}
+    found = compare_results(*two_results(theirs={"preprocessing": prepared}))
+    assert found["preprocessing"] == prepared
+    (remark,) = found["remarks"]
+    assert "crop_size 64, equalize none against crop_size 32, equalize jpeg:10" in remark
+
+
+def test_images_of_unknown_classes_are_left_out_and_told():
+    labels, a, b = classified(20)
+    one, other = (results(NAMES, labels, values, track="identification", threshold=None) for values in (a, b))
+    expected = compare_results(one, other)
+    for part in (one, other):
+        part.per_image.append({"path": "x.png", "label": "Imagen", "scores": [0.2, 0.3, 0.5], "columns": {}})
+    found = compare_results(one, other)
+    assert found.pop("remarks") == ["Left out: 1 image of classes that the models do not know."]
+    assert expected.pop("remarks") == []
+    assert found == expected
+    for part in (one, other):
+        del part.per_image[:-1]
+    with pytest.raises(UsageError, match="GAN, SD, Midjourney, got 1 of others"):
+        compare_results(one, other)
 
 
 def test_results_of_classifiers():

@@ -13,6 +13,7 @@ from PIL import Image
 
 from imaginet_hub.data.traits import perceptual_hash, thumbnail
 from imaginet_hub.errors import UsageError
+from imaginet_hub.evaluation import duplicates
 from imaginet_hub.evaluation.duplicates import HAMMING_LIMIT, describe_groups, exact_groups, near_groups
 
 
@@ -30,9 +31,10 @@ def by_all_pairs(hashes, thumbnails):
     return sorted(sorted(k for k, g in enumerate(group) if g == name) for name in set(group) if group.count(name) > 1)
 
 
+@pytest.mark.parametrize("small", [{}, {"_TILE": 30, "_VERIFIED": 30, "_LEADERS": 2}], ids=["as it is", "in tiles"])
 @settings(derandomize=True, max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 60), st.integers(1, 8))
-def test_equals_a_search_through_all_pairs(seed, n, families):
+def test_equals_a_search_through_all_pairs(small, seed, n, families):
     rng = np.random.default_rng(seed)
     centres = rng.integers(0, 2**64, families, dtype=np.uint64)
     looks = rng.integers(0, 256, (families, 16))
@@ -43,7 +45,10 @@ def test_equals_a_search_through_all_pairs(seed, n, families):
             hashes[k] ^= np.uint64(1) << np.uint64(bit)
     noise = rng.integers(-40, 41, (n, 1)) * rng.integers(0, 2, (n, 16))
     thumbnails = np.clip(looks[family] + noise, 0, 255).astype(np.uint8)
-    assert near_groups(hashes, thumbnails) == by_all_pairs(hashes, thumbnails)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in small.items():
+            patch.setattr(duplicates, name, value)
+        assert near_groups(hashes, thumbnails) == by_all_pairs(hashes, thumbnails)
 
 
 @pytest.mark.parametrize("bits", [[0, 9, 18, 27, 36, 45, 54], [0, 1, 2, 3, 4, 5, 6], [63, 62, 8, 16, 24, 32, 40]])
@@ -96,6 +101,19 @@ def test_many_copies_and_many_images_take_little_time():
     start = time.process_time()
     assert near_groups(hashes, thumbnails) == [list(range(8000))]
     assert time.process_time() - start < 20
+
+
+def test_noisy_copies_under_many_hashes_take_little_time():
+    rng = np.random.default_rng(0)
+    n, copies = 50_000, 40_000
+    hashes, thumbnails = rng.integers(0, 2**64, n, dtype=np.uint64), rng.integers(0, 256, (n, 64), dtype=np.uint8)
+    hashes[:copies] = hashes[0]
+    for _ in range(3):
+        hashes[:copies] ^= np.uint64(1) << rng.integers(0, 64, copies, dtype=np.uint64)
+    thumbnails[:copies] = rng.integers(40, 200, 64) + rng.integers(-12, 13, (copies, 64))
+    start = time.process_time()
+    assert near_groups(hashes, thumbnails) == [list(range(copies))]
+    assert time.process_time() - start < 6
 
 
 def test_exact_groups_and_nothing():

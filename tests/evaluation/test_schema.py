@@ -163,6 +163,26 @@ def test_intervals_of_protocols_and_comparisons_are_looked_at(detection_content)
         validate(content | {"comparison": {"mcnemar": mcnemar, "differences": {"auc": upside_down}}})
 
 
+def test_what_is_nested_without_end_is_refused(detection_content):
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for key in ("model", "per_image"):
+        with pytest.raises(UsageError, match="more levels"):
+            validate(detection_content | {key: {"a": deep}})
+    with pytest.raises(UsageError, match=r"comparison\.remarks\[0\]: expected string"):
+        validate(
+            detection_content
+            | {
+                "comparison": {
+                    "mcnemar": {"only_a_right": 0, "only_b_right": 0, "p_value": 1},
+                    "differences": {},
+                    "remarks": [1],
+                }
+            }
+        )
+
+
 def test_messages_stay_short(detection_content):
     with pytest.raises(UsageError) as caught:
         validate(detection_content | {"skipped": "x" * 10_000})
