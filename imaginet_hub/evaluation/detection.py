@@ -487,6 +487,6 @@ def _with_unanimous(
         return interval
     return {
         "value": value,
-        "low": value - float(np.hypot(value - interval["low"], np.sqrt(below))),
-        "high": value + float(np.hypot(interval["high"] - value, np.sqrt(above))),
+        "low": max(0.0, value - float(np.hypot(value - interval["low"], np.sqrt(below)))),
+        "high": min(1.0, value + float(np.hypot(interval["high"] - value, np.sqrt(above)))),
     }

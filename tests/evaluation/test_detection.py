@@ -380,3 +380,14 @@ def test_a_class_that_is_answered_alike_adds_its_own_uncertainty() -> None:
     many = detection_report(np.array([0] * 400 + [1] * 4000), np.append(scores[:400], np.full(4000, 0.9)), {})
     assert many["metrics"]["balanced_accuracy"]["low"] == pytest.approx((1 + recall) / 2 - spread, abs=1e-3)
     assert detection_report(labels, scores, {})["metrics"]["accuracy"]["high"] <= 1
+    for real, synthetic in ((2, 3), (3, 2), (2, 40), (40, 2)):
+        for called in range(real + 1):
+            few = np.array([0.9] * called + [0.1] * (real - called) + [0.9] * synthetic)
+            for turned in (few, 1 - few):
+                truth = np.array([0] * real + [1] * synthetic)
+                for metric in ("balanced_accuracy", "accuracy"):
+                    bounds = detection_report(truth, turned, {}, n_resamples=50)["metrics"][metric]
+                    assert (
+                        0 <= bounds["low"] <= bounds["value"] + 1e-12
+                        and bounds["value"] - 1e-12 <= bounds["high"] <= 1
+                    )
