@@ -557,7 +557,11 @@ def _content_text(found: Mapping[str, Any]) -> str:
     worst = max(gaps, key=lambda name: gaps[name], default=None)
     if worst is None:
         return "no group has both"
-    return "the same" if gaps[worst] < 1e-9 else f"{gaps[worst]:.0%} of the real ones are of another type ({worst})"
+    return (
+        "none of the real ones is of another type"
+        if gaps[worst] < 1e-9
+        else f"{gaps[worst]:.0%} of the real ones are of another type ({worst})"
+    )
 
 
 def _calibration_text(found: Mapping[str, Any]) -> str:

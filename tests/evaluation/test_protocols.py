@@ -129,7 +129,7 @@ def test_imaginets_own_lists(imaginet):
     assert "18,322 unique, one of them 7 times, 1,678 real rows never used" in words["negatives"][0]
     assert "20,000 unique, 0 real rows never used" in words["negatives"][1]
     assert words["calibration"][0].endswith("80 rows, 80 of which are tested on")
-    assert words["content of real against synthetic images"][1] == "the same"
+    assert words["content of real against synthetic images"][1] == "none of the real ones is of another type"
 
 
 def test_the_papers_figures_are_those_of_rows_written_out(imaginet):
