@@ -746,12 +746,19 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def _harmless(text: str) -> str:
+    """Lines with names out of data sets in them, which are not to steer the terminal."""
+    from imaginet_hub.data.units import one_line
+
+    return "\n".join(map(one_line, text.split("\n")))
+
+
 def _remarks(args: argparse.Namespace) -> Callable[[str], None]:
     """Where remarks on the way go: to stderr, or nowhere."""
 
     def show(text: str) -> None:
         if not getattr(args, "quiet", False):
-            print(f"imaginet {args.command}: {text}", file=sys.stderr, flush=True)
+            print(f"imaginet {args.command}: {_harmless(text)}", file=sys.stderr, flush=True)
 
     return show
 
@@ -775,7 +782,7 @@ def _perturb(args: argparse.Namespace) -> int:
             render_card=perturbed_card,
             progress=not quiet,
         )
-    print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else summary(report))
+    print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else _harmless(summary(report)))
     return 1 if report.get("left_out") or report.get("same") is False else 0
 
 
@@ -798,7 +805,7 @@ def _audit(args: argparse.Namespace) -> int:
         progress=not getattr(args, "quiet", False),
         show=_remarks(args),
     )
-    print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else audit_summary(report))
+    print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else _harmless(audit_summary(report)))
     return 1 if report["unreadable"] else 0
 
 
@@ -830,7 +837,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         progress=not getattr(args, "quiet", False),
         show=_remarks(args),
     )
-    print(json.dumps(results.to_json(), indent=2, ensure_ascii=False) if args.json else summary(results))
+    print(json.dumps(results.to_json(), indent=2, ensure_ascii=False) if args.json else _harmless(summary(results)))
     if results.skipped:
         print(f"imaginet evaluate: {len(results.skipped)} unreadable images, listed in {args.out}", file=sys.stderr)
     return 1 if results.skipped else 0

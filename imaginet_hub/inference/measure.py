@@ -298,7 +298,11 @@ def _protocols(
     remarks = []
     if train is not None and len(train):
         run.show(f"calibrating on {len(train):,} rows of {train.rows.name}/{train.rows.split}, for the clean protocol")
-        scored = _scored(run.on(detector, train, ()))
+        try:
+            scored = _scored(run.on(detector, train, ()))
+        except UsageError as error:  # such as a ROOT whose train images were never fetched
+            run.show(f"the clean protocol goes without calibration: {error}")
+            remarks.append("the training rows could not be used")
         seen = (detector.record.get("trained_on") or {}).get("fingerprint")
         if seen is not None and seen == train.record().get("fingerprint"):
             remarks.append("the detector was trained on the rows that it is calibrated with, and may be too sure")

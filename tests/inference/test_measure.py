@@ -381,6 +381,29 @@ def test_other_files_beside_the_results_are_left_alone(dataset: Path, tmp_path: 
     assert not (tmp_path / "roc-comparison.png").exists()
 
 
+def test_train_images_that_are_not_there_cost_the_calibration_alone(root: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(root, tmp_path / "root"))
+    shutil.rmtree(copy / "train")
+    said: list[str] = []
+    results = run(red, copy, tmp_path / "r.json", show=said.append)
+    assert results.n == 48 and results.protocols is not None
+    assert results.protocols["clean"]["calibration"]["n_real"] == 0
+    assert any("goes without calibration" in line for line in said)
+
+
+def test_names_in_the_data_do_not_steer_the_terminal(
+    root: Path, tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(root, tmp_path / "root"))
+    table = copy / "annotations.csv"
+    table.write_text(table.read_text().replace("Own Net", "\x1b[2J$x^2$ <b>Net</b> 网络"))
+    assert main(["evaluate", str(models["detection"]), str(copy), "--out", str(tmp_path / "r.json"), "--quiet"]) == 0
+    assert main(["audit", str(copy), "--out", str(tmp_path / "audit"), "--quiet"]) == 0
+    assert main(["perturb", str(copy), "--out", str(tmp_path / "perturbed"), "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err and "\\x1b[2J$x^2$ <b>Net</b>" in said.out
+
+
 def test_rows_without_a_label_are_named(tmp_path: Path) -> None:
     place = parquet(tmp_path / "theirs", test=[(flat(60, n), -1 if n == 3 else n % 2) for n in range(6)])
     with pytest.raises(UsageError, match="a row without one"):
