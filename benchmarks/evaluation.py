@@ -140,7 +140,7 @@ def _network(folder: Path, backbone: str, stride: int) -> Path:
     return folder
 
 
-_NETWORKS = [("resnet18", 2, 400), ("resnet50", 2, 200), ("resnet50", 1, 48)]
+_NETWORKS = [("resnet18", 2, 400), ("resnet50", 2, 200), ("resnet50", 1, 24)]
 _SMALL = {
     "images": 60, "repeats": 1, "rows": 2000, "resamples": 100, "loop": 1, "networks": [("test_resnet", 2, 40)]
 }  # fmt: skip

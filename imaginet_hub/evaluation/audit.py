@@ -21,7 +21,8 @@ An audit is a JSON object, version 1, with these keys; what is undefined is null
   values are shuffled}} or null. In `by_source` all images of a source are in one fold.
 - `duplicates`: {"file" (equal bytes), "pixels" (equal RGB), "near"}: see `duplicates.describe_groups`.
 - `model`: null, or {"names", "crop_size", "threshold", "variants": {variant: {"metrics": {metric: interval}}},
-  "difference": {variant: {"balanced_accuracy", "auc"}}}: see `VARIANTS`; differences to `raw` on the same resamples.
+  "difference": {variant: {"balanced_accuracy", "auc"}}}: see `robustness.VARIANTS`; differences to `raw` on the same
+  resamples.
 - `verdict`: {"findings": [{"kind", "name", "strength", "text"}], strongest first; "baseline": {"name", "text",
   "balanced_accuracy"}, what to quote beside any score, or null}. A finding's interval, widened for as many questions
   as are asked (Bonferroni), stays `MARGIN` away from chance.
@@ -53,11 +54,10 @@ from imaginet_hub.data.progress import progress_bar
 from imaginet_hub.data.traits import COLOURS, METADATA, Traits, colours, perceptual_hash, thumbnail, traits
 from imaginet_hub.errors import ImageError, UsageError, require
 from imaginet_hub.evaluation.bootstrap import Bootstrap
-from imaginet_hub.evaluation.comparison import compare
-from imaginet_hub.evaluation.detection import Pair, detection_report, pair_of
+from imaginet_hub.evaluation.detection import Pair, pair_of
 from imaginet_hub.evaluation.duplicates import describe_groups, exact_groups, near_groups
+from imaginet_hub.evaluation.robustness import THRESHOLD, VARIANTS, Variants, metrics_of
 from imaginet_hub.labels import Origin
-from imaginet_hub.perturbations import fixed_crop, jpeg, resized_square
 
 if TYPE_CHECKING:
     from imaginet_hub.evaluation.spectra import Spectrum
@@ -104,15 +104,6 @@ _OF_FILES: dict[str, Callable[[Traits], str]] = {
     "size": lambda t: f"{t.width} x {t.height}",
 }
 _COLUMNS = ("content_type", "group", "license", "source")
-
-#: What a model is shown of each image, `c` being the crop size.
-VARIANTS = {
-    "raw": "the fixed crop, c x c, of the decoded image",
-    "format_quality": "raw, then JPEG of quality 90",
-    "size": "the largest square in the middle, resized to c x c (Lanczos)",
-    "all": "size, then JPEG of quality 90",
-}
-_THRESHOLD = 0.5
 
 _FOLDS = 5
 _BINS = 256  # of a scalar's values, for its interval
@@ -169,7 +160,7 @@ def audit(
             raise UsageError(f"audit: expected {option} of 1 or more, got {value}")
     bootstrap = Bootstrap(n_resamples=n_resamples, seed=seed)
     streams, record = _opened(dataset, splits)
-    variants = _Variants(predict, crop_size, batch_size, names.index(Origin.SYNTHETIC)) if predict else None
+    variants = Variants(predict, crop_size, batch_size, names.index(Origin.SYNTHETIC)) if predict else None
     looks, unreadable = _looked_at(
         _rows(streams, limit, bootstrap), _total(streams, limit), variants, num_workers, progress
     )
@@ -286,7 +277,7 @@ def _total(streams: Mapping[str, Any], limit: int | None) -> int | None:
 def _looked_at(
     rows: Iterable[tuple[str, int, Mapping[str, Any]]],
     total: int | None,
-    variants: _Variants | None,
+    variants: Variants | None,
     num_workers: int | None,
     progress: bool,
 ) -> tuple[list[_Look], list[dict[str, Any]]]:
@@ -340,7 +331,7 @@ def _rows(
 
 
 def _look(
-    row: Mapping[str, Any], number: int, split: str, variants: _Variants | None
+    row: Mapping[str, Any], number: int, split: str, variants: Variants | None
 ) -> tuple[_Look, list[Image.Image]]:
     label, image = row.get("label"), row.get("image")
     if label not in tuple(Origin):
@@ -511,7 +502,7 @@ def _tally(values: NDArray[np.float64], truth: NDArray[np.intp]) -> tuple[NDArra
 def _ranked(values: NDArray[np.float64], truth: NDArray[np.intp], weights: NDArray[np.intp] | None = None) -> Pair:
     """Any numbers as scores of `detection`, of which what depends on their order alone is of use."""
     places = np.unique(values, return_inverse=True)[1]
-    return pair_of(truth, places / max(1, places.max()), _THRESHOLD, np.arange(len(truth)), weights=weights)
+    return pair_of(truth, places / max(1, places.max()), THRESHOLD, np.arange(len(truth)), weights=weights)
 
 
 def _auc(values: NDArray[np.float64], truth: NDArray[np.intp]) -> float:
@@ -655,7 +646,7 @@ def _each_fold(
             losses[column] += whole - _auc(classifier.predict_proba(shuffled)[:, 1], truth[rows])
     if not folds:
         return None
-    metrics = _metrics(truth, scores, bootstrap)
+    metrics = metrics_of(truth, scores, bootstrap)
     order = np.argsort(-losses, kind="stable")
     return {
         "folds": len(folds),
@@ -664,20 +655,6 @@ def _each_fold(
         "roc": _roc(scores, truth),
         "importance": {names[k]: float(losses[k] / max(1, measured)) for k in order},
     }
-
-
-def _metrics(truth: NDArray[np.intp], scores: NDArray[np.float64], bootstrap: Bootstrap) -> dict[str, Any]:
-    """The metrics of the detection track, with intervals."""
-    report = detection_report(
-        truth,
-        scores,
-        {},
-        threshold=_THRESHOLD,
-        n_resamples=bootstrap.n_resamples,
-        seed=bootstrap.seed,
-        confidence=bootstrap.confidence,
-    )
-    return dict(report["metrics"])
 
 
 def _classifier(seed: int) -> Any:
@@ -711,60 +688,6 @@ def _duplicates(table: _Table) -> dict[str, Any]:
         for row in example["rows"]:
             row["thumbnail"] = looks[row["row"]].thumbnail.tobytes().hex()
     return described
-
-
-# --- a model ---------------------------------------------------------------------------------------------------------
-
-
-class _Variants:
-    """What a model says of each variant of each image, asked in batches."""
-
-    def __init__(
-        self, predict: Callable[[Sequence[Image.Image]], NDArray[Any]], crop_size: int, batch_size: int, column: int
-    ) -> None:
-        self._predict, self._size, self._batch_size, self._column = predict, crop_size, batch_size, column
-        self._waiting: list[list[Image.Image]] = []
-        self._scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in VARIANTS}
-
-    def of(self, rgb: Image.Image) -> list[Image.Image]:
-        """The variants of an image, in the order of `VARIANTS`."""
-        raw = fixed_crop(rgb, self._size)
-        size = resized_square(rgb, self._size)
-        return [raw, jpeg(raw, 90), size, jpeg(size, 90)]
-
-    def add(self, variants: list[Image.Image]) -> None:
-        self._waiting.append(variants)
-        if len(self._waiting) == self._batch_size:
-            self.flush()
-
-    def flush(self) -> None:
-        for name, images in zip(VARIANTS, zip(*self._waiting, strict=True), strict=False):
-            scores = np.asarray(self._predict(images), np.float64)
-            if scores.shape != (len(images), 2) or not ((scores >= 0) & (scores <= 1)).all():
-                raise UsageError(
-                    f"predict: expected probabilities of shape {(len(images), 2)}, got an array of shape "
-                    f"{scores.shape} or values outside [0, 1]: apply a softmax to logits"
-                )
-            self._scores[name].append(scores[:, self._column])
-        self._waiting = []
-
-    def report(self, truth: NDArray[np.intp], names: Sequence[str], bootstrap: Bootstrap) -> dict[str, Any]:
-        scores = {name: np.concatenate(parts) for name, parts in self._scores.items()}
-        found = {name: _metrics(truth, values, bootstrap) for name, values in scores.items()}
-        less = {
-            name: compare(truth, values, scores["raw"], threshold=_THRESHOLD, bootstrap=bootstrap)["differences"]
-            for name, values in scores.items()
-            if name != "raw"
-        }
-        return {
-            "names": list(names),
-            "crop_size": self._size,
-            "threshold": _THRESHOLD,
-            "variants": {name: {"metrics": metrics} for name, metrics in found.items()},
-            "difference": {
-                name: {metric: part[metric] for metric in ("balanced_accuracy", "auc")} for name, part in less.items()
-            },
-        }
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
