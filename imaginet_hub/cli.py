@@ -243,8 +243,8 @@ def _parser() -> _Parser:
     )
     perturb.add_argument("dataset", metavar="DATASET", help=_DATASET)
     perturb.add_argument("--out", metavar="DIR", required=True, help="folder to write, a dataset of its own")
-    perturb.add_argument("--split", default="test", help="split to render (default test)")
-    perturb.add_argument("--seed", type=int, default=0, help="of what is drawn for each image (default 0)")
+    perturb.add_argument("--split", help="split to render (default test)")
+    perturb.add_argument("--seed", type=int, help="of what is drawn for each image (default 0)")
     perturb.add_argument("--num-workers", type=_positive, metavar="N", help="processes (default: one per core)")
     perturb.add_argument("--limit", type=_positive, metavar="N", help="the first N rows")
     what = perturb.add_mutually_exclusive_group()
@@ -421,6 +421,14 @@ def _mapping(text: str) -> list[tuple[str, str]]:
     if not all(equals and name and meaning for name, equals, meaning in pairs):
         raise argparse.ArgumentTypeError(f"expected CLASS=real,CLASS=synthetic, got {text!r}")
     return [(name.strip(), meaning.strip()) for name, _, meaning in pairs]
+
+
+def _map(pairs: Sequence[tuple[str, str]], option: str) -> dict[str, str]:
+    names = [name for name, _ in pairs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UsageError(f"{option}: expected one meaning for each class, got several for {twice[0]}")
+    return dict(pairs)
 
 
 def _from_0(text: str) -> int:
@@ -769,13 +777,15 @@ def _perturb(args: argparse.Namespace) -> int:
 
     quiet = getattr(args, "quiet", False)
     if args.verify:
+        if args.split is not None or args.seed is not None:
+            raise UsageError("--verify takes split and seed from what is in DIR; leave --split and --seed out")
         report = verify(args.dataset, args.out, num_workers=args.num_workers, limit=args.limit, progress=not quiet)
     else:
         report = perturb(
             args.dataset,
             args.out,
-            split=args.split,
-            seed=args.seed,
+            split=args.split or "test",
+            seed=args.seed or 0,
             num_workers=args.num_workers,
             limit=args.limit,
             overwrite=args.overwrite,
@@ -795,7 +805,7 @@ def _audit(args: argparse.Namespace) -> int:
         model=args.model,
         splits=args.split,
         limit=args.limit,
-        labels=dict(args.label_map),
+        labels=_map(args.label_map, "--label-map"),
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         seed=args.seed,
@@ -819,10 +829,10 @@ def _evaluate(args: argparse.Namespace) -> int:
         split=args.split,
         by=args.by or (),
         preprocessing=Preprocessing(args.crop_size, args.resize, args.equalize),
-        labels=dict(args.label_map),
+        labels=_map(args.label_map, "--label-map"),
         threshold=args.threshold,
         against=args.against,
-        against_labels=dict(args.against_label_map),
+        against_labels=_map(args.against_label_map, "--against-label-map"),
         annotations=args.annotations,
         calibrate_on=args.calibrate_on,
         export=args.export,

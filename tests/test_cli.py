@@ -44,6 +44,8 @@ def test_help_names_every_command_with_an_example(capsys: pytest.CaptureFixture[
         (["evaluate", "m", "d", "--out", "x.json", "--num-workers", "-1"], "0 or more"),
         (["audit", "d", "--out", "x", "--modle", "m"], "did you mean --model?"),
         (["perturb", "d", "--out", "x", "--verify", "--overwrite"], "not allowed with"),
+        (["evaluate", "./m", "d", "--out", "x.json", "--label-map", "a=real,a=synthetic"], "several for a"),
+        (["perturb", "d", "--out", "x", "--verify", "--seed", "7"], "leave --split and --seed out"),
         (["predict", "m"], "PATH"),
         (["build", "a", "b", "--num-proc", "0"], "positive whole number"),
     ],

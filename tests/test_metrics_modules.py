@@ -64,7 +64,12 @@ def test_identification_is_the_plain_function(load):
         name: expected[name] for name in IDENTIFICATION_METRICS
     }
     assert {name: found[f"recall {name}"] for name in FAMILIES} == expected["recall"]
+    assert found.pop("confusion") == expected["confusion"]
     assert all(isinstance(value, float) for value in found.values())
+    told = load("identification").compute(
+        predictions=probabilities, references=labels, unknown=[True, False, True, False], unlike=[0.9, 0.1, 0.4, 0.6]
+    )
+    assert told["unknown_auroc"] == 0.75
     named = load("identification").compute(predictions=probabilities, references=labels, names=list("abcd"))
     assert named["recall b"] == found["recall SD"]
 

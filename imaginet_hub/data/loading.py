@@ -141,7 +141,8 @@ class RowStream:
                 self._small[name] = [self._row_of_record(record)[name] for record in self._records]
             else:
                 with _finding(self._place, f"{self.track}/{self.split}"):
-                    self._small[name] = [self._named(row)[name] for row in self._read([name])]
+                    found = list(self._read([name]))  # to its end: a reader that is left open may end the process
+                self._small[name] = [self._named(row)[name] for row in found]
         return self._small[name]
 
     def record(self) -> dict[str, Any]:
@@ -192,7 +193,8 @@ class RowStream:
             origin = origin_named(str(label))
             if origin is None:
                 raise UsageError(
-                    f"{self.name!r}: expected labels that mean real or synthetic, got {label!r}: rename the classes"
+                    f"{self.name!r}: expected labels that mean real or synthetic, got {label!r}: name them, as by "
+                    "dataset.cast_column('label', datasets.ClassLabel(names=['real', 'synthetic'])), and save that"
                 )
             self.meanings[str(label)] = str(origin)
             row["label"] = str(origin)

@@ -203,6 +203,8 @@ def _work(question: Mapping[str, Any]) -> None:
         task = json.loads(line)
         data = b""
         try:
+            if task["size"] is None and not task["file"]:
+                raise ImageError("missing", f"{task['path'] or 'image'}: found neither bytes nor a path")
             source = read_bytes(task["file"]) if task["size"] is None else reader.read(task["size"])
             result = render(source, task["path"], question["seed"])
             data, facts = result.data, {**asdict(result), "size": len(result.data)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -264,7 +265,10 @@ def comparison_figure(results: Results) -> Figure:
     if results.comparison is None:
         raise UsageError("expected results with a comparison: evaluate against another detector")
     mcnemar = results.comparison["mcnemar"]
-    differences = {name: d for name, d in results.comparison["differences"].items() if d["value"] is not None}
+    differences = {
+        name: d for name, d in results.comparison["differences"].items() if d["value"] is not None and name != "nll"
+    }
+    nll = results.comparison["differences"].get("nll")
     figure = _figure()
     figure.set_size_inches(8, 1.9 + 0.36 * max(1, len(differences)))
     axes = figure.subplots()
@@ -279,7 +283,8 @@ def comparison_figure(results: Results) -> Figure:
     axes.set_ylim(-0.6, max(1, len(labels)) - 0.4)
     reach = max((abs(end) for d in differences.values() for end in d.values() if end is not None), default=0)
     axes.set_xlim(-1.1 * (reach or 0.1), 1.1 * (reach or 0.1))
-    axes.set_xlabel("difference (round: better, square: not; * less is better)")
+    more = f"\nnll *, on no such scale: {interval_text(nll)}" if nll and nll["value"] is not None else ""
+    axes.set_xlabel(f"difference (round: better, square: not; * less is better){more}")
     other = _short(str(results.comparison.get("other", {}).get("name", "the other")), 36)
     axes.set_title(
         f"minus {other}\nright where the other is wrong: {mcnemar['only_a_right']:,}, wrong where it is right: "
@@ -391,7 +396,8 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "imaginet"}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "imaginet"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # names may be in any script
         figure.savefig(path, dpi=150, metadata=dated)
 
 
@@ -594,8 +600,8 @@ def _draw_reliability(diagram: Axes, counts: Axes, results: Results) -> None:
     diagram.set_xlim(start, 1)
     diagram.set_ylim(0, 1.02)
     diagram.set_ylabel("share of answers that are right")
-    stated = (f"{name} {interval_text(results.metrics.get(key))}" for key, name in _CALIBRATION.items())
-    diagram.set_title("Reliability\n" + ", ".join(stated), fontsize=9.5)
+    stated = [f"{name} {interval_text(results.metrics.get(key))}" for key, name in _CALIBRATION.items()]
+    diagram.set_title("Reliability: " + ", ".join(stated[:1]) + "\n" + ", ".join(stated[1:]), fontsize=9.5)
     diagram.tick_params(labelbottom=False)
     diagram.legend(loc="lower right", fontsize="small")
     counts.bar((used + 0.5) * width, total[used], width, color=_GREY, alpha=0.6, edgecolor=_GREY)

@@ -287,12 +287,12 @@ def _measured(
         metrics = {name: group["metrics"] for name, group in found["groups"].items()}
         mean = found["mean"]
     else:
-        values = {
-            name: detection_metrics(
-                np.repeat(table.labels, times), np.repeat(probabilities, times), threshold=protocol.threshold
-            )
-            for name, times in weights.items()
-        }
+        values = {}
+        for name, times in weights.items():
+            labels = np.repeat(table.labels, times)
+            values[name] = detection_metrics(labels, np.repeat(probabilities, times), threshold=protocol.threshold)
+            # Of the score itself, where a regression on few rows has turned it round.
+            values[name]["auc"] = detection_metrics(labels, np.repeat(table.scores, times))["auc"]
         metrics = {name: {m: _point(value[m]) for m in protocol.metrics} for name, value in values.items()}
         mean = {m: _point(float(np.mean([value[m] for value in values.values()]))) for m in protocol.metrics}
     return {

@@ -85,7 +85,13 @@ def audit_dataset(
         progress=progress,
         limit=limit,
     )
-    write_audit(report, target, spectra=_spectra(dataset, chosen, progress))
+    spectra = _spectra(dataset, chosen, progress)
+    try:
+        write_audit(report, target, spectra=spectra)
+    except OSError as error:
+        raise UsageError(
+            f"--out: {target} cannot be written ({error}); make room, or choose another folder"
+        ) from error
     return report
 
 

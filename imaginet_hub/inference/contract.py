@@ -145,9 +145,7 @@ def label_map(classes: Sequence[str], given: Mapping[str, str] | None = None) ->
     meanings = {name: given.get(name) or origin_named(name) for name in classes}
     unclear = [name for name, meaning in meanings.items() if meaning is None]
     if unclear:
-        example = ",".join(
-            f"{name}={origin}" for name, origin in zip(unclear, _DETECTION * len(unclear), strict=False)
-        )
+        example = ",".join(f"{name}=real|synthetic" for name in unclear)
         raise UsageError(
             f"what the classes {', '.join(unclear)} mean cannot be told from their names; say it, such as "
             f"--label-map {example!r}"
@@ -244,11 +242,26 @@ def _function(function: Callable[..., Any], name: str) -> Measurable:
 
     def predict(images: Sequence[Image.Image]) -> NDArray[np.float64]:
         given = function(list(images))
-        scores = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=np.float64)
-        if track is Track.DETECTION and scores.shape == (len(images),):
-            pair = (1 - scores, scores) if names == _DETECTION else (scores, 1 - scores)
-            return np.stack(pair, axis=1)
-        return scores
+        try:
+            scores = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{name}: expected probabilities, got something else: {error}") from error
+        if track is not Track.DETECTION:
+            return scores
+        if scores.shape not in ((len(images),), (len(images), 2)):
+            raise UsageError(
+                f"{name}: expected {len(images)} probabilities of synthetic for {len(images)} images, or those of "
+                f"{' and '.join(names)} for each, got an array of shape {scores.shape}"
+            )
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise UsageError(
+                f"{name}: expected probabilities in [0, 1], got values from {scores.min():.4g} to {scores.max():.4g}: "
+                "apply a sigmoid to logits, and look for the cause of NaN"
+            )
+        if scores.ndim == 2:
+            return scores
+        pair = (1 - scores, scores) if names == _DETECTION else (scores, 1 - scores)
+        return np.stack(pair, axis=1)
 
     return Measurable(
         predict=predict,
@@ -259,7 +272,7 @@ def _function(function: Callable[..., Any], name: str) -> Measurable:
         kind="callable",
         fingerprint=_source_fingerprint(function, name),
         crop_size=int(getattr(function, "crop_size", CROP_SIZE)),
-        how=f"function {name}",
+        how=f"function {name}; predictions are kept {_kept_by(function, name)}",
     )
 
 
@@ -326,4 +339,16 @@ def _source_fingerprint(function: Callable[..., Any], name: str) -> str | None:
         data = Path(inspect.getsourcefile(function) or "").read_bytes()
     except (TypeError, OSError):
         return None
-    return hashlib.sha256(f"{name} {function.__qualname__}\n".encode() + data).hexdigest()[:32]
+    digest = hashlib.sha256(f"{name} {function.__qualname__}\n".encode() + data)
+    folder = Path(inspect.getsourcefile(function) or "").resolve().parent
+    if folder.name not in ("site-packages", "dist-packages"):  # and what it imports of its own folder
+        for file in sorted({str(getattr(module, "__file__", None) or "") for module in [*sys.modules.values()]}):
+            if file.endswith(".py") and Path(file).resolve().is_relative_to(folder) and Path(file).is_file():
+                digest.update(Path(file).read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _kept_by(function: Callable[..., Any], name: str) -> str:
+    if getattr(function, "fingerprint", None) is not None:
+        return "by its fingerprint"
+    return "by its source files alone" if _source_fingerprint(function, name) else "not at all"

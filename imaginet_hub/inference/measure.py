@@ -183,8 +183,19 @@ def measure(
         results.comparison = compare_results(
             results, other if isinstance(other, Results) else run.on(other, rows, columns)
         )
+    try:
+        _write(results, target, picture_format, mistakes, export)
+    except OSError as error:
+        raise UsageError(
+            f"--out: {target.parent} cannot be written ({error}); predictions are kept, so make room and run it again"
+        ) from error
+    return results
+
+
+def _write(results: Results, target: Path, picture_format: str, mistakes: Mistakes, export: str | None) -> None:
+    """The results file, then its pictures."""
     results.write(target)
-    pictures = {ending: figure(results) for ending, figure in _FIGURES[detector.track].items()}
+    pictures = {ending: figure(results) for ending, figure in _FIGURES[Track(results.track)].items()}
     if mistakes.by_group():
         pictures["-mistakes"] = mistakes_figure(mistakes.by_group())
     if results.comparison is not None:
@@ -197,7 +208,6 @@ def measure(
             picture.unlink(missing_ok=True)  # of an earlier run under this name
     if export is not None:
         _export(results, target, export)
-    return results
 
 
 def _export(results: Results, target: Path, dataset_id: str) -> None:
@@ -458,7 +468,8 @@ def summary(results: Results) -> str:
         for value, facts in values.items():
             metrics = facts["metrics"]
             metric = next((metrics[m] for m in ("balanced_accuracy", "accuracy") if m in metrics), None)
-            lines.append(f"    {value:<26}{interval_text(metric)}  n={facts['n']}")
+            short = value if len(value) <= 60 else f"{value[:59]}…"
+            lines.append(f"    {short:<25} {interval_text(metric)}  n={facts['n']}")
     if results.unknown:
         unknown = results.unknown
         lines.append(

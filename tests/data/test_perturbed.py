@@ -731,3 +731,24 @@ class TestStreams:
         program = "import sys, imaginet_hub.data.rendering; print({'torch', 'datasets', 'pyarrow'} & set(sys.modules))"
         found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
         assert found.stdout.strip() == "set()"
+
+
+def test_a_row_without_an_image_costs_one_row(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["real", "synthetic"]),
+            "path": datasets.Value("string"),
+        }
+    )
+    images = [{"bytes": encoded(picture(n, 300, 280)), "path": None} for n in range(4)]
+    columns = {
+        "image": [*images[:2], None, *images[2:]],
+        "label": [0, 1, 0, 1, 0],
+        "path": [f"{n}.png" for n in range(5)],
+    }
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "test-00000-of-00001.parquet")
+    report = perturb(folder, tmp_path / "out", num_workers=2)
+    assert report["rows"] == 4 and [item["path"] for item in report["left_out"]] == ["2.png"]

@@ -23,6 +23,7 @@ from imaginet_hub.evaluation.figures import (
     spectra_figure,
 )
 from imaginet_hub.evaluation.mistakes import Mistake
+from imaginet_hub.evaluation.report import interval_text
 from imaginet_hub.evaluation.spectra import Spectrum
 from tests.evaluation import made
 
@@ -263,11 +264,12 @@ def test_differences_are_shown_with_their_intervals(tmp_path):
     (axes,) = figure.axes
     differences = results.comparison["differences"]
     labels = [label.get_text().removesuffix(" *").replace(" ", "_") for label in axes.get_yticklabels()]
-    assert labels == [*reversed(differences)]
+    assert labels == [name for name in reversed(differences) if name != "nll"]
+    assert interval_text(differences["nll"]) in axes.get_xlabel()
     points = [curve for curve in axes.lines if len(curve.get_ydata()) == 1]
     assert [point.get_xdata()[0] for point in points] == [differences[name]["value"] for name in labels]
     better = {name: point.get_marker() == "o" for name, point in zip(labels, points, strict=True)}
-    assert better == {name: (d["value"] < 0) == (name in ("eer", "brier", "nll")) for name, d in differences.items()}
+    assert better == {name: (differences[name]["value"] < 0) == (name in ("eer", "brier")) for name in labels}
     save_figure(figure, tmp_path / "a.png")
 
 

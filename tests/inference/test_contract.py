@@ -57,7 +57,7 @@ def test_label_maps() -> None:
     assert label_map(["human", "fake"], {"human": "synthetic", "fake": "real"})["human"] == "synthetic"
     assert label_map(["fake"]) == {"fake": "synthetic"}
     for classes, given, message in (
-        (["LABEL_0", "LABEL_1"], None, r"LABEL_0, LABEL_1 mean cannot be told.*LABEL_0=real,LABEL_1=synthetic"),
+        (["LABEL_0", "LABEL_1"], None, r"LABEL_0, LABEL_1 mean cannot be told.*LABEL_0=real\|synthetic,LABEL_1="),
         (["fake", "AI"], None, "would mean synthetic"),
         (["a", "b"], {"c": "real"}, "among a, b, got 'c'"),
         (["a", "b"], {"a": "genuine"}, "got 'genuine'"),
@@ -134,7 +134,7 @@ def test_fingerprints_follow_weights_and_preprocessing(tmp_path: Path) -> None:
 
 def test_a_pipeline_with_unclear_classes_is_refused_until_told(tmp_path: Path) -> None:
     folder = vit(tmp_path / "vit", ["LABEL_0", "LABEL_1"])
-    with pytest.raises(UsageError, match=r"--label-map 'LABEL_0=real,LABEL_1=synthetic'"):
+    with pytest.raises(UsageError, match=r"--label-map 'LABEL_0=real\|synthetic,LABEL_1=real\|synthetic'"):
         load_measurable(folder)
     found = load_measurable(folder, labels={"LABEL_0": "real", "LABEL_1": "synthetic"})
     assert "LABEL_0 = real" in found.how
@@ -231,6 +231,26 @@ def test_a_function_that_changed_is_another(module: Path) -> None:
     assert load_measurable("own_detectors.grey:level").fingerprint == before
     module.write_text(module.read_text() + "# another\n")
     assert load_measurable("own_detectors.grey:level").fingerprint != before
+
+
+def test_a_helper_that_changed_makes_another_function(module: Path) -> None:
+    (module.parent / "helper.py").write_text("FACTOR = 1\n")
+    module.write_text(module.read_text() + "from own_detectors import helper\n")
+    before = load_measurable("own_detectors.grey:level").fingerprint
+    (module.parent / "helper.py").write_text("FACTOR = 2\n")
+    assert load_measurable("own_detectors.grey:level").fingerprint != before
+    sys.modules.pop("own_detectors.helper", None)
+
+
+def test_what_a_function_gives_wrong_is_said_in_its_terms() -> None:
+    for given, message in (
+        ([0.5], r"expected 5 probabilities of synthetic for 5 images"),
+        (np.full(5, 3.2), r"from 3\.2 to 3\.2: apply a sigmoid"),
+        (["synthetic"] * 5, "expected probabilities, got something else"),
+        (np.full(5, np.nan), "look for the cause of NaN"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_measurable(lambda images, given=given: given).predict(PICTURES)
 
 
 def test_what_no_file_says_has_no_fingerprint(module: Path) -> None:

@@ -410,6 +410,18 @@ def test_rows_without_a_label_are_named(tmp_path: Path) -> None:
         run(red, place, tmp_path / "r.json")
 
 
+def test_labels_without_names_say_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "numbers").mkdir()
+    columns = {"image": [{"bytes": flat(60, n), "path": None} for n in range(4)], "label": [0, 1, 0, 1]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    table = datasets.Dataset.from_dict(columns, features=features)
+    table.to_parquet(tmp_path / "numbers" / "test-00000-of-00001.parquet")
+    command = [sys.executable, "-m", "imaginet_hub.cli", "audit", "numbers", "--out", "a"]
+    environment = {**os.environ, "PYTHONPATH": f"{PROJECT}:{os.environ['PYTHONPATH']}"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "dataset.cast_column('label'" in done.stderr, done.stderr[-2000:]
+
+
 def test_an_image_folder(tmp_path: Path) -> None:
     for number in range(8):
         path = tmp_path / "folder" / "test" / ("real", "fake")[number % 2] / f"{number}.png"

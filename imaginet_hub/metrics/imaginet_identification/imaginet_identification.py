@@ -7,8 +7,14 @@ from typing import Any
 
 import datasets
 import evaluate
+import numpy as np
 
-from imaginet_hub.evaluation.identification import METRICS, identification_metrics, identification_report
+from imaginet_hub.evaluation.identification import (
+    METRICS,
+    identification_metrics,
+    identification_report,
+    unknown_auroc,
+)
 from imaginet_hub.labels import Track, Vocabulary
 from imaginet_hub.metrics import details
 
@@ -26,11 +32,14 @@ Args:
     groups: for each column its value for each row, e.g. {"generator": [...], "content_type": [...]}; None by default.
     n_resamples: resamples of the bootstrap; 0, the default, for no intervals.
     seed: of the bootstrap; 0 by default.
+    unknown: whether each of some images is of no class; with unlike, of the same images: how unlike all classes it is.
     threshold: not used here; for what is common to both tracks.
 Returns:
     balanced_accuracy, auc, accuracy, macro_f1, ece, brier, nll: floats, NaN where undefined.
     recall NAME: for each class, the share of its rows answered right; NaN for a class without rows.
+    confusion: one list per true class, rows answered with each class.
     n: rows, as a float.
+    unknown_auroc: with unknown, how well the rows of no class are told from the others by `unlike`.
     intervals: with n_resamples, {metric: {"value", "low", "high"}}, 95 %.
     by: with groups, {column: {value: {"n", "metrics"}}}, where each metric is a float, or with n_resamples {"value",
         "low", "high"}; for generators the accuracy alone.
@@ -81,12 +90,18 @@ class ImagiNetIdentification(evaluate.Metric):
         n_resamples: int = 0,
         seed: int = 0,
         names: Sequence[str] | None = None,
+        unknown: Sequence[bool] | None = None,
+        unlike: Sequence[float] | None = None,
     ) -> dict[str, Any]:
         if names is None:
             names = _names(len(predictions[0]) if len(predictions) else 0)
         found = identification_metrics(references, predictions, names)
         flat: dict[str, Any] = {name: found[name] for name in METRICS}
         flat |= {f"recall {name}": value for name, value in found["recall"].items()} | {"n": float(found["n"])}
+        flat["confusion"] = found["confusion"]
+        if unknown is not None:
+            auroc = unknown_auroc(~np.asarray(unknown, dtype=bool), unlike if unlike is not None else [])
+            flat["unknown_auroc"] = auroc["value"]
         if groups or n_resamples:
             report = identification_report(
                 references, predictions, names, groups or {}, n_resamples=n_resamples or 1, seed=seed
