@@ -341,10 +341,10 @@ def _source_fingerprint(function: Callable[..., Any], name: str) -> str | None:
         return None
     digest = hashlib.sha256(f"{name} {function.__qualname__}\n".encode() + data)
     folder = Path(inspect.getsourcefile(function) or "").resolve().parent
-    if folder.name not in ("site-packages", "dist-packages"):  # and what it imports of its own folder
-        for file in sorted({str(getattr(module, "__file__", None) or "") for module in [*sys.modules.values()]}):
-            if file.endswith(".py") and Path(file).resolve().is_relative_to(folder) and Path(file).is_file():
-                digest.update(Path(file).read_bytes())
+    if folder.name not in ("site-packages", "dist-packages"):  # what it imports from beside it
+        loaded = {Path(str(getattr(module, "__file__", None) or "-")).resolve() for module in [*sys.modules.values()]}
+        for file in sorted(file for file in loaded if file.parent == folder and file.suffix == ".py"):
+            digest.update(file.read_bytes() if file.is_file() else b"")
     return digest.hexdigest()[:32]
 
 
