@@ -1,12 +1,9 @@
-"""The `imaginet` command: a few lines a sub-command; everything heavy is imported inside it.
-
-Exit status: 0 done; 1 done in part or not at all (an error of ours, or files that could not be read); 2 a wrong
-command line; 130 interrupted.
-"""
+"""The `imaginet` command: a few lines a sub-command; everything heavy is imported inside it."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import io
 import json
@@ -46,6 +43,15 @@ _MODEL = (
     "package.module:function (RGB PIL images in, P(synthetic) out)"
 )
 
+_EXIT_STATUS = """exit status:
+  0    done; or, with --dry-run and the like, nothing speaks against it
+  1    done in part or not at all: an error, files that could not be read or had, something that must not be published
+  2    a wrong command line
+  130  interrupted; what is needed to go on is said
+
+COMMAND --help shows an example; --debug shows the traceback of an error.
+"""
+
 _RECIPE_FLAGS = """after the names, flags of the recipe and of transformers' TrainingArguments:
   --preset quick  for minutes on two cores; without it, the paper's recipe
   --config FILE   flags from a YAML or JSON file, NAME: VALUE
@@ -67,7 +73,11 @@ def _parser() -> _Parser:
         "--quiet", "-q", action="store_true", default=argparse.SUPPRESS, help="no progress bars, no remarks"
     )
     parser = _Parser(
-        prog="imaginet", description="Telling synthetic images from real ones, with ImagiNet.", parents=[common]
+        prog="imaginet",
+        description="Telling synthetic images from real ones, with ImagiNet.",
+        parents=[common],
+        epilog=_EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"imaginet_hub {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
@@ -127,7 +137,8 @@ def _parser() -> _Parser:
     )
     fetch.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     fetch.add_argument("--limit", type=_positive, metavar="N", help="the first N missing files of each source")
-    fetch.add_argument("--max-workers", type=_positive, metavar="N", help="connections at a time (default 16)")
+    _add_licenses(fetch, "to fetch")
+    _add_workers(fetch, "connections at a time (default 16)", "--max-workers")
     fetch.add_argument("--json", action="store_true", help="print plan or summary as JSON")
     fetch.set_defaults(run=_fetch)
 
@@ -138,7 +149,7 @@ def _parser() -> _Parser:
     )
     verify.add_argument("root", metavar="ROOT", help="folder that `imaginet fetch` filled")
     verify.add_argument("--annotations", metavar="FILE|DIR", help="lists to go by; default: what ROOT carries with it")
-    verify.add_argument("--max-workers", type=_positive, metavar="N", help="threads (default: one per core)")
+    _add_workers(verify, "threads (default: one per core)", "--max-workers")
     verify.add_argument("--json", action="store_true", help="print JSON")
     verify.set_defaults(run=_verify)
 
@@ -169,8 +180,13 @@ def _parser() -> _Parser:
     )
     build.add_argument("--seed", type=int, default=0, help="of the row order (default 0)")
     build.add_argument(
-        "--num-proc", type=_positive, help="threads that check images and write files (default: one per core)"
+        "--complete",
+        metavar="DATASET",
+        help="a published dataset (Hub id or folder) that had to leave rows out: fill ROOT with its images, fetch the "
+        "others (its withheld.csv) from their sources, and build all of them",
     )
+    _add_licenses(build, "to build")
+    _add_workers(build, "threads that check images and write files (default: one per core)", "--num-proc")
     build.add_argument("--overwrite", action="store_true", help="replace a dataset that was built there before")
     build.add_argument("--json", action="store_true", help="print build_report.json")
     build.set_defaults(run=_build)
@@ -184,6 +200,7 @@ def _parser() -> _Parser:
     train.add_argument("dataset", metavar="DATASET", help="built folder, Hub dataset id, or mini")
     train.add_argument("out", metavar="OUT", help="model folder to write")
     train.add_argument("--split", default="train", help="split to train on (default train)")
+    _add_training(train)
     train.add_argument("--all-flags", action=_AllFlags, nargs=0, help="list every other flag, and exit")
     train.set_defaults(run=_train, names=("dataset", "out"))
 
@@ -206,6 +223,7 @@ def _parser() -> _Parser:
         "--label-column", metavar="COLUMN", help="label, generator_family, generator, or any column of class names"
     )
     head.add_argument("--split", default="train", help="split to train on (default train)")
+    _add_training(head)
     head.add_argument("--all-flags", action=_AllFlags, nargs=0, help="list every other flag, and exit")
     head.set_defaults(run=_train_head, names=("encoder", "dataset", "out"))
 
@@ -245,7 +263,7 @@ def _parser() -> _Parser:
     perturb.add_argument("--out", metavar="DIR", required=True, help="folder to write, a dataset of its own")
     perturb.add_argument("--split", help="split to render (default test)")
     perturb.add_argument("--seed", type=int, help="of what is drawn for each image (default 0)")
-    perturb.add_argument("--num-workers", type=_positive, metavar="N", help="processes (default: one per core)")
+    _add_workers(perturb, "processes (default: one per core)")
     perturb.add_argument("--limit", type=_positive, metavar="N", help="the first N rows")
     what = perturb.add_mutually_exclusive_group()
     what.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote to DIR")
@@ -335,6 +353,9 @@ def _parser() -> _Parser:
         help="also write .eval_results/*.yaml and model-index for the Hub, beside FILE",
     )
     evaluate.add_argument("--picture-format", choices=("png", "svg"), default="png", help="default png")
+    evaluate.add_argument(
+        "--speed", action="store_true", help="also measure images a second, beside a plain ResNet-50 (half a minute)"
+    )
     evaluate.add_argument("--no-cache", action="store_true", help="neither use nor keep predictions")
     _add_detector(evaluate)
     evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
@@ -355,11 +376,82 @@ def _parser() -> _Parser:
         help="always name the likeliest generator, never answer unknown (a model says unknown where it stores a "
         "threshold for that, as train-head writes it)",
     )
-    predict.add_argument("--batch-size", type=_positive, default=16)
+    predict.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="images at a time (default 16)")
+    predict.add_argument(
+        "--num-workers", type=_from_0, metavar="N", help="threads that read and decode (default: cores)"
+    )
     predict.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     _add_arithmetic(predict, "auto")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
     predict.set_defaults(run=_predict)
+
+    card = command(
+        "card",
+        "render README.md of a dataset or model folder from the JSON files in it, so that no figure is typed in",
+        "imaginet card my-detector --results results/detection.json --license apache-2.0",
+        "a license (and language) that stands in the YAML of the README.md is kept\n\n",
+    )
+    card.add_argument("path", metavar="PATH", help="folder that build, perturb, train, train-head or convert wrote")
+    card.add_argument("--repo-id", metavar="OWNER/NAME", help="name it will have on the Hub, for the examples")
+    card.add_argument("--audit", metavar="FILE", help="audit.json of `imaginet audit`, for a dataset; kept in PATH")
+    card.add_argument(
+        "--results",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="results files of `imaginet evaluate`, for a model; kept in PATH/results without the single images",
+    )
+    card.add_argument("--license", metavar="ID", help="licence of a model's weights, as the Hub names it")
+    card.add_argument(
+        "--check", action="store_true", help="write nothing: exit with 1 if README.md is not what would be rendered"
+    )
+    card.add_argument("--json", action="store_true", help="print the card's metadata as JSON")
+    card.set_defaults(run=_card)
+
+    push = command(
+        "push",
+        "publish a dataset or model folder on the Hub, in one commit; run again, it sends what is not there yet",
+        "imaginet push my-dataset ORG/my-dataset --dry-run",
+        "refused are pickles, secrets, what leads out of PATH, and rows whose licence is not known to allow passing\n"
+        "them on: without those the other rows go, with a manifest and the command that rebuilds all of them.\n"
+        "the token is that of `hf auth login` or HF_TOKEN; HF_ENDPOINT moves the Hub\n\n",
+    )
+    push.add_argument("path", metavar="PATH", help="folder that build, perturb, train, train-head or convert wrote")
+    push.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the Hub; made if it is not there")
+    push.add_argument("--repo-type", choices=("dataset", "model"), help="default: what PATH is")
+    push.add_argument("--private", action="store_true", help="make the repository private")
+    push.add_argument("--revision", metavar="BRANCH", help="branch to push to; made if it is not there (default main)")
+    push.add_argument("--create-pr", action="store_true", help="propose it as a pull request")
+    push.add_argument(
+        "--redistribute",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="you have the right to pass on the images of this source or licence, as the rows name it, or of all of "
+        "them; may be repeated",
+    )
+    push.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN", help="paths that stay here; may be repeated"
+    )
+    push.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list files, sizes and licences, and exit with 1 if anything is refused; no network, no token",
+    )
+    push.add_argument("--json", action="store_true", help="print plan or outcome as JSON")
+    push.set_defaults(run=_push)
+
+    licenses = command(
+        "licenses",
+        "count a dataset's images by licence and source, and what these allow; help, not legal advice",
+        "imaginet licenses my-dataset",
+    )
+    licenses.add_argument("dataset", metavar="DATASET", help=_DATASET)
+    licenses.add_argument(
+        "--notice", action="store_true", help="print the NOTICE that goes with the images, made from the rows"
+    )
+    licenses.add_argument("--json", action="store_true", help="print JSON")
+    licenses.set_defaults(run=_licenses)
 
     demo = command(
         "demo",
@@ -367,8 +459,37 @@ def _parser() -> _Parser:
         "imaginet demo --out demo-output",
     )
     demo.add_argument("--out", metavar="DIR", default="demo-output", help="folder to write (default demo-output)")
+    demo.add_argument("--json", action="store_true", help="print the results of both tracks as JSON")
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _add_workers(parser: argparse.ArgumentParser, help_: str, *also: str) -> None:
+    parser.add_argument("--num-workers", *also, dest="num_workers", type=_positive, metavar="N", help=help_)
+
+
+def _add_licenses(parser: argparse.ArgumentParser, purpose: str) -> None:
+    parser.add_argument(
+        "--licenses",
+        action="append",
+        metavar="NAME",
+        help=f"only images {purpose} whose licence is this one; commercial: that allows commercial use; "
+        "redistributable: that allows passing them on; may be repeated (see `imaginet licenses`)",
+    )
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    """The flags of the other commands; each stands for one of TrainingArguments'."""
+    _add_licenses(parser, "to train on")
+    parser.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="images a step (--per_device_train_batch_size)"
+    )
+    parser.add_argument(
+        "--num-workers", type=_from_0, metavar="N", help="processes that read and decode (--dataloader_num_workers)"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="which GPU: CUDA_VISIBLE_DEVICES (--use_cpu)")
+    _add_dtype(parser, None, "arithmetic of the network (--bf16, --fp16)")
+    parser.add_argument("--json", action="store_true", help="print the training record (training.json)")
 
 
 def _add_detector(parser: argparse.ArgumentParser) -> None:
@@ -389,14 +510,17 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
     _add_arithmetic(parser, "float32")
 
 
-def _add_arithmetic(parser: argparse.ArgumentParser, default: str) -> None:
+def _add_dtype(parser: argparse.ArgumentParser, default: str | None, help_: str) -> None:
     from imaginet_hub.precision import DTYPES
 
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default=default,
-        help="arithmetic of the network; what is close in 16 bits is answered again in float32. auto: bfloat16 where "
+    parser.add_argument("--dtype", choices=DTYPES, default=default, help=help_)
+
+
+def _add_arithmetic(parser: argparse.ArgumentParser, default: str) -> None:
+    _add_dtype(
+        parser,
+        default,
+        "arithmetic of the network; what is close in 16 bits is answered again in float32. auto: bfloat16 where "
         f"it is hardware, else float32 (default {default})",
     )
     parser.add_argument(
@@ -490,7 +614,7 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; see the module's docstring for the exit status."""
+    """Run one command; `imaginet --help` tells the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
@@ -520,6 +644,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `imaginet predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if getattr(args, "debug", False):
+            raise
+        from imaginet_hub.data.units import one_line
+
+        said = one_line(" ".join(str(error).split())[:500])
+        print(
+            f"imaginet {args.command}: unexpected {type(error).__name__}: {said}; run it again with --debug for the "
+            "traceback",
+            file=sys.stderr,
+        )
         return 1
 
 
@@ -552,6 +688,10 @@ _INTERRUPTED = {
     "audit": "nothing was written; run the same command again",
     "evaluate": "no results were written; run the same command again: it goes on with the predictions that are kept",
     "predict": "the lines above are complete; run again with the remaining files",
+    "card": "README.md is as it was, or as it should be; run the same command again",
+    "push": "what was uploaded is not sent again, and no commit was made unless its address is above; run the same "
+    "command again to go on",
+    "licenses": "nothing was written",
     "demo": "run the same command again; it starts over",
 }
 
@@ -576,6 +716,7 @@ def _fetch(args: argparse.Namespace) -> int:
         "own": _pairs("--from", args.own),
         "routes": _routes(args.route, args.only),
         "limit": args.limit,
+        "licenses": args.licenses,
     }
     if args.dry_run:
         plan, remarks = plan_fetch(args.root, **options)
@@ -584,7 +725,7 @@ def _fetch(args: argparse.Namespace) -> int:
         print(json.dumps(plan.to_json(), indent=2, ensure_ascii=False) if args.json else plan.text())
         return 0
     say = None if quiet else lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
-    summary = fetch(args.root, **options, max_workers=args.max_workers or MAX_WORKERS, show=say)
+    summary = fetch(args.root, **options, max_workers=args.num_workers or MAX_WORKERS, show=say)
     if args.json:
         print(json.dumps(summary.to_json(), indent=2, ensure_ascii=False))
     elif not quiet or not summary.complete:
@@ -598,7 +739,7 @@ def _fetch(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from imaginet_hub.data.verify import verify
 
-    found = verify(args.root, annotations=args.annotations, max_workers=args.max_workers)
+    found = verify(args.root, annotations=args.annotations, max_workers=args.num_workers)
     if args.json:
         print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
     elif not getattr(args, "quiet", False) or not found.fine:
@@ -611,14 +752,17 @@ def _build(args: argparse.Namespace) -> int:
     from imaginet_hub.data.partial import MISSING_LIST
     from imaginet_hub.data.repository import build_repository
 
+    if args.complete is not None and not _completed(args):
+        return 1
     report = build_repository(
         args.root,
         args.out,
         annotations=args.annotations,
         on_error=args.on_error,
         allow_partial=args.allow_partial,
+        licenses=args.licenses,
         seed=args.seed,
-        num_proc=args.num_proc,
+        num_proc=args.num_workers,
         overwrite=args.overwrite,
         render_card=dataset_card,
     )
@@ -644,20 +788,47 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
-def _quiet_flags(args: argparse.Namespace) -> list[str]:
-    return ["--disable_tqdm", "true", "--log_level", "error"] if getattr(args, "quiet", False) else []
+def _completed(args: argparse.Namespace) -> bool:
+    """Fill ROOT with what a published dataset has and lists; whether everything is there now."""
+    from imaginet_hub.data.withheld import complete
+
+    if args.annotations is not None or args.licenses is not None:
+        raise UsageError("--complete builds all rows of the published dataset; leave --annotations and --licenses out")
+    summary = complete(args.complete, args.root, show=_remarks(args))
+    if not summary.complete:
+        print(f"imaginet build: {_harmless(summary.text())}", file=sys.stderr)
+        print(
+            "imaginet build: nothing was built; run the same command again to go on, bring what cannot be had with "
+            f"`imaginet fetch {shlex.quote(args.root)} --from SOURCE=PATH`, or pass --allow-partial",
+            file=sys.stderr,
+        )
+    return summary.complete or args.allow_partial
+
+
+def _training_flags(args: argparse.Namespace) -> list[str]:
+    """The flags that other commands have too, as TrainingArguments names them; those that follow overrule them."""
+    flags = ["--disable_tqdm", "true", "--log_level", "error"] if getattr(args, "quiet", False) else []
+    if args.batch_size is not None:
+        flags += ["--per_device_train_batch_size", str(args.batch_size)]
+    if args.num_workers is not None:
+        flags += ["--dataloader_num_workers", str(args.num_workers)]
+    if args.device is not None:
+        flags += ["--use_cpu", str(args.device == "cpu").lower()]
+    if args.dtype not in (None, "auto"):
+        flags += ["--bf16", str(args.dtype == "bfloat16").lower(), "--fp16", str(args.dtype == "float16").lower()]
+    return flags
 
 
 def _train(args: argparse.Namespace) -> int:
     from imaginet_hub.errors import require
 
     require("train", "torch", "torchvision", "transformers", "timm", "accelerate")
-    from imaginet_hub.cards import write_model_card
+    from imaginet_hub.cards import write_card
     from imaginet_hub.data.loading import dataset_record, load_rows
     from imaginet_hub.training.trainer import parse_train_args, train
 
-    model_args, training_args = parse_train_args([*_quiet_flags(args), *args.more], args.out)
-    rows = load_rows(args.dataset, "detection", args.split)
+    model_args, training_args = parse_train_args([*_training_flags(args), *args.more], args.out)
+    rows = load_rows(args.dataset, "detection", args.split, licenses=args.licenses)
     folder = train(
         rows,
         model_args,
@@ -666,8 +837,10 @@ def _train(args: argparse.Namespace) -> int:
     )
     if training_args.process_index:  # of several processes the first one writes and speaks
         return 0
-    write_model_card(folder)
-    if training_args.objective == "cross_entropy":
+    write_card(folder)
+    if args.json:
+        print((folder / "training.json").read_text(encoding="utf-8"), end="")
+    elif training_args.objective == "cross_entropy":
         _say_next(args, f"{folder}: detection model", "evaluate", folder, args.dataset, "--out results.json")
     else:
         _say_next(args, f"{folder}: stage-1 encoder", "train-head", folder, args.dataset, "OUT --track detection")
@@ -678,14 +851,14 @@ def _train_head(args: argparse.Namespace) -> int:
     from imaginet_hub.errors import require
 
     require("train", "torch", "torchvision", "transformers", "timm", "accelerate")
-    from imaginet_hub.cards import write_model_card
+    from imaginet_hub.cards import write_card
     from imaginet_hub.data.loading import dataset_record, load_rows, track_of
     from imaginet_hub.labels import Track
     from imaginet_hub.training.head import parse_head_args, train_head
 
-    training_args = parse_head_args([*_quiet_flags(args), *args.more], args.out)
+    training_args = parse_head_args([*_training_flags(args), *args.more], args.out)
     column = args.label_column or Track(args.track).label_column
-    rows = load_rows(args.dataset, track_of(column), args.split)
+    rows = load_rows(args.dataset, track_of(column), args.split, licenses=args.licenses)
     folder = train_head(
         rows,
         args.encoder,
@@ -695,7 +868,10 @@ def _train_head(args: argparse.Namespace) -> int:
     )
     if training_args.process_index:
         return 0
-    write_model_card(folder)
+    write_card(folder)
+    if args.json:
+        print((folder / "training.json").read_text(encoding="utf-8"), end="")
+        return 0
     if not getattr(args, "quiet", False):
         _say_of_calibration(folder, training_args.held_out)
     kind = args.track or column
@@ -730,7 +906,7 @@ def _convert(args: argparse.Namespace) -> int:
     from imaginet_hub.training.checkpoint import look_at
 
     look_at(args.checkpoint)  # before the seconds that torch takes to load
-    from imaginet_hub.cards import write_model_card
+    from imaginet_hub.cards import write_card
     from imaginet_hub.training.convert import convert
 
     done = convert(
@@ -739,7 +915,7 @@ def _convert(args: argparse.Namespace) -> int:
         track=args.track,
         stem_stride=args.stem_stride,
         overwrite=args.overwrite,
-        finish=write_model_card,
+        finish=write_card,
     )
     if args.json:
         print(json.dumps(done.to_json(), indent=2, ensure_ascii=False))
@@ -843,6 +1019,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         device=args.device,
         dtype=args.dtype,
         compile=args.compile,
+        speed=args.speed,
         cache=not args.no_cache,
         progress=not getattr(args, "quiet", False),
         show=_remarks(args),
@@ -870,7 +1047,7 @@ def _predict(args: argparse.Namespace) -> int:
     if names_generators(first) and identifier is None:
         detector, identifier = None, detector
     failed = 0
-    options = {"batch_size": args.batch_size, "open_set": not args.closed_set}
+    options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "open_set": not args.closed_set}
     for answer in predict_paths(paths, detector=detector, identifier=identifier, **options):
         failed += answer.error is not None
         if args.json:
@@ -890,10 +1067,69 @@ def _predict(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _card(args: argparse.Namespace) -> int:
+    from imaginet_hub.cards import card_metadata, check_card, render_folder, write_card
+
+    folder = Path(args.path).expanduser()
+    there = folder / "README.md"
+    wrong: list[str] = []
+    if not args.check:
+        write_card(folder, args.repo_id, audit=args.audit, results=args.results, license=args.license)
+    elif args.audit or args.results or args.license:
+        raise UsageError("--check looks at what is in PATH; leave --audit, --results and --license out")
+    text = there.read_text(encoding="utf-8") if there.is_file() else ""
+    if args.check and text not in (render_folder(folder, args.repo_id), render_folder(folder)):
+        wrong = [f"{there} is not what would be rendered; run: imaginet card {shlex.quote(args.path)}"]
+    wrong = wrong or check_card(text, "model" if (folder / "config.json").is_file() else "dataset")
+    for line in wrong:
+        print(f"imaginet card: {_harmless(line)}", file=sys.stderr)
+    if args.json and not wrong:
+        print(json.dumps(card_metadata(text), indent=2, ensure_ascii=False))
+    elif not wrong and not getattr(args, "quiet", False):
+        print(f"{there}: {'as it is rendered' if args.check else 'written'}")
+    return 1 if wrong else 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    from imaginet_hub.publish import plan_push, push
+
+    plan = plan_push(
+        args.path,
+        args.repo_id,
+        repo_type=args.repo_type,
+        redistribute=args.redistribute,
+        exclude=args.exclude,
+    )
+    if args.dry_run:
+        print(json.dumps(plan.to_json(), indent=2, ensure_ascii=False) if args.json else plan.text())
+        return 0 if plan.fine else 1
+    address = push(plan, private=args.private, revision=args.revision, create_pr=args.create_pr, show=_remarks(args))
+    print(json.dumps({**plan.to_json(), "url": address}, indent=2, ensure_ascii=False) if args.json else address)
+    return 0
+
+
+def _licenses(args: argparse.Namespace) -> int:
+    from imaginet_hub.data.rights import licenses_report, licenses_text, notice
+
+    report = licenses_report(args.dataset)
+    if args.notice:
+        print(notice(report["licenses"]), end="")
+    else:
+        print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else _harmless(licenses_text(report)))
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     from imaginet_hub.demo.run import run
 
-    run(Path(args.out))
+    with contextlib.ExitStack() as stack:
+        if getattr(args, "quiet", False):
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+        elif args.json:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        measured = run(Path(args.out))
+    if args.json:
+        print(json.dumps(measured, indent=2, ensure_ascii=False))
     return 0
 
 

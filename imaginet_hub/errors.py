@@ -17,6 +17,7 @@ __all__ = [
     "ImagiNetError",
     "MissingExtraError",
     "ModelError",
+    "PublishError",
     "UsageError",
     "require",
 ]
@@ -86,6 +87,10 @@ class FetchError(ImagiNetError):
 
 class ModelError(ImagiNetError, ValueError):
     """A model folder, a checkpoint or a configuration is not what the operation needs."""
+
+
+class PublishError(ImagiNetError):
+    """Something may not be published, or the Hub did not take it."""
 
 
 class MissingExtraError(ImagiNetError, ImportError):

@@ -3,7 +3,7 @@
 
     python model_cards/render.py [DEMO_OUTPUT]
 
-With the folder of a demo run, its JSON files are taken over first.
+With the folder of a demo run, its JSON files are taken over first, and detection.svg is drawn from its scores.
 """
 
 import json
@@ -11,7 +11,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from imaginet_hub.cards import dataset_card, model_card
+from imaginet_hub.cards import model_card, render_folder
+from imaginet_hub.evaluation import Results
+from imaginet_hub.evaluation.figures import detection_figure, save_figure
 from imaginet_hub.labels import Track
 
 HERE = Path(__file__).parent
@@ -24,20 +26,21 @@ def read(file: Path) -> dict:
 
 
 def take_over(demo: Path) -> None:
-    """Copy what the cards are made of; results without the scores of single images."""
-    shutil.copyfile(demo / "dataset" / "build_report.json", DATASET / "build_report.json")
+    """Copy what the cards are made of; results without the scores of single images, which a picture is made of."""
+    for name in ("build_report", "audit"):
+        shutil.copyfile(demo / "dataset" / f"{name}.json", DATASET / f"{name}.json")
     for track in Track:
         for name in ("config", "training"):
             shutil.copyfile(demo / track / f"{name}.json", RESULTS / f"{track}.{name}.json")
-        results = {**read(demo / "results" / f"{track}.json"), "per_image": None}
-        (RESULTS / f"{track}.json").write_text(
-            json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        results = Results.read(demo / "results" / f"{track}.json")
+        results.write(RESULTS / f"{track}.json", per_image=False)
+        if track is Track.DETECTION:
+            save_figure(detection_figure(results), HERE / "detection.svg")
 
 
 def cards() -> dict[Path, str]:
     """Card file -> its text."""
-    rendered = {DATASET / "README.md": dataset_card(read(DATASET / "build_report.json"))}
+    rendered = {DATASET / "README.md": render_folder(DATASET)}
     for track in Track:
         config, training, results = (read(RESULTS / f"{track}{part}.json") for part in (".config", ".training", ""))
         rendered[HERE / f"{track}.md"] = model_card(config, training, [results])

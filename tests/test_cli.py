@@ -14,7 +14,34 @@ from imaginet_hub.cli import main
 from tests.conftest import image_bytes, table_rows
 
 MakeRoot = Callable[..., Path]
-COMMANDS = ("build", "train", "train-head", "perturb", "audit", "evaluate", "predict", "demo")
+COMMANDS = (
+    *(
+        "sources",
+        "fetch",
+        "verify",
+        "build",
+        "train",
+        "train-head",
+        "convert",
+        "evaluate",
+        "perturb",
+        "audit",
+        "predict",
+    ),
+    *("card", "push", "licenses", "demo"),
+)
+#: Flags that mean the same wherever they are.
+SHARED = {
+    "--json": COMMANDS,
+    "--quiet": COMMANDS,
+    "--debug": COMMANDS,
+    "--num-workers": ("fetch", "verify", "build", "train", "train-head", "evaluate", "perturb", "audit", "predict"),
+    "--batch-size": ("train", "train-head", "evaluate", "audit", "predict"),
+    "--device": ("train", "train-head", "evaluate", "audit", "predict"),
+    "--dtype": ("train", "train-head", "evaluate", "audit", "predict"),
+    "--seed": ("build", "evaluate", "perturb", "audit"),  # train and train-head: TrainingArguments'
+    "--licenses": ("fetch", "build", "train", "train-head"),
+}
 
 
 def status_of(argv: list[str]) -> int:
@@ -33,6 +60,54 @@ def test_help_names_every_command_with_an_example(capsys: pytest.CaptureFixture[
         assert f"example: imaginet {command}" in capsys.readouterr().out
 
 
+def test_flags_are_called_the_same_everywhere() -> None:
+    from imaginet_hub import cli
+
+    commands = cli._parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    assert tuple(commands) and set(commands) == set(COMMANDS)
+    for flag, having in SHARED.items():
+        assert {name for name, sub in commands.items() if flag in sub._option_string_actions} == set(having), flag
+    for sub in commands.values():
+        assert all("_" not in flag for flag in sub._option_string_actions)
+
+
+def test_help_documents_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {status} " in text for status in (0, 1, 2, 130))
+
+
+def test_training_takes_the_flags_of_the_other_commands() -> None:
+    pytest.importorskip("torch")
+    from imaginet_hub import cli
+    from imaginet_hub.training.arguments import parse_train_args
+
+    given = ["train", "a", "b", "--batch-size", "6", "--num-workers", "1", "--device", "cpu", "--dtype", "bfloat16"]
+    args, more = cli._parser().parse_known_args([*given, "--quiet", "--preset", "quick"])
+    _, training = parse_train_args([*cli._training_flags(args), *more], "b")
+    assert training.per_device_train_batch_size == 6 and training.dataloader_num_workers == 1
+    assert training.use_cpu and training.bf16 and not training.fp16 and training.disable_tqdm
+    args, more = cli._parser().parse_known_args([*given, "--per_device_train_batch_size", "8", "--bf16", "false"])
+    _, training = parse_train_args([*cli._training_flags(args), *more], "b")
+    assert training.per_device_train_batch_size == 8 and not training.bf16
+
+
+def test_what_nobody_expected_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import imaginet_hub.data.access
+
+    def fail() -> str:
+        raise RuntimeError("first\nsecond \x1b[31m")
+
+    monkeypatch.setattr(imaginet_hub.data.access, "sources_text", fail)
+    assert status_of(["sources"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "unexpected RuntimeError: first second" in error and "\x1b" not in error
+    with pytest.raises(RuntimeError):
+        main(["sources", "--debug"])
+
+
 @pytest.mark.parametrize(
     ("argv", "hint"),
     [
@@ -47,6 +122,14 @@ def test_help_names_every_command_with_an_example(capsys: pytest.CaptureFixture[
         (["evaluate", "./m", "d", "--out", "x.json", "--label-map", "a=real,a=synthetic"], "several for a"),
         (["perturb", "d", "--out", "x", "--verify", "--seed", "7"], "leave --split and --seed out"),
         (["predict", "m"], "PATH"),
+        (["psh", "a", "b/c"], "did you mean push?"),
+        (["push", "a", "b/c", "--dryrun"], "did you mean --dry-run?"),
+        (["push", "a", "b/c", "--repo-type", "datasets"], "did you mean dataset?"),
+        (["push", "a"], "REPO_ID"),
+        (["licences", "a"], "did you mean licenses?"),
+        (["card", "a", "--result", "x"], "did you mean --results?"),
+        (["train", "a", "b", "--device", "gpu"], "cuda"),
+        (["predict", "m", "x", "--num-workers", "-1"], "0 or more"),
         (["build", "a", "b", "--num-proc", "0"], "positive whole number"),
     ],
 )

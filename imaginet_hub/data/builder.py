@@ -23,8 +23,9 @@ from imaginet_hub.data.ledger import FOLDER, known_facts
 from imaginet_hub.data.manifest import Manifest, Record, find_annotations, read_annotations
 from imaginet_hub.data.partial import partial_report, write_missing
 from imaginet_hub.data.plan import Plan
+from imaginet_hub.data.rights import allowed, names_of, select
 from imaginet_hub.data.scan import ON_ERROR, Scan, examine_file, fingerprint, is_missing, scan
-from imaginet_hub.data.sources import source_of
+from imaginet_hub.data.sources import MINI_SOURCE, source_of
 from imaginet_hub.data.units import human_bytes
 from imaginet_hub.errors import AnnotationError, BuildError, DataNotFoundError, FetchError, ImageError, UsageError
 from imaginet_hub.labels import Origin, Track, Vocabulary
@@ -37,6 +38,8 @@ BUILD_REPORT = "build_report.json"
 #: Part of the cache folder's name: raise it when the same ROOT would give other rows than before.
 _VERSION = datasets.Version("1.0.0")
 _ROWS_PER_SHARD = 256
+#: Arguments that say what to fetch, and how.
+_OF_FETCHED = ("annotations", "only", "splits", "own", "allow_partial", "licenses")
 
 logger = datasets.logging.get_logger(__name__)
 
@@ -147,6 +150,8 @@ class ImagiNetConfig(datasets.BuilderConfig):
         only: without `data_dir`, the sources to fetch, as "coco,ffhq" or a list (see `imaginet sources`).
         splits: without `data_dir`, "train" or "test" to fetch that one alone.
         own: without `data_dir`, folders and archives that you have, by source: {"imagenet": "/data/imagenet"}.
+        licenses: only images whose licence clearly allows this: "commercial" or "redistributable"; or the names of
+            licences, as in the column `license`. See `rights.selection`; help, not legal advice.
         state: set by the builder.
     """
 
@@ -157,6 +162,7 @@ class ImagiNetConfig(datasets.BuilderConfig):
     only: str | Sequence[str] | None = None
     splits: str | None = None
     own: Mapping[str, Any] | None = None
+    licenses: str | Sequence[str] | None = None
     state: str | None = None
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
@@ -169,6 +175,8 @@ class ImagiNetConfig(datasets.BuilderConfig):
         kwargs = {k: v for k, v in config_kwargs.items() if k not in ("data_dir", "annotations", "own")}
         if self.name == MINI:
             kwargs["state"] = mini.MINI_DIGEST[:16]
+            if self.licenses is not None:  # before it is made
+                allowed([(mini.LICENSE, MINI_SOURCE)], self.licenses)
         elif self.data_dir is not None:
             kwargs["state"] = fingerprint(*open_root(self.data_dir, self.annotations))
         return str(super().create_config_id(kwargs, custom_features))
@@ -198,13 +206,15 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
         for argument in ("data_dir", "annotations"):
             if kwargs.get(argument) is not None:
                 kwargs[argument] = os.path.abspath(os.path.expanduser(kwargs[argument]))  # noqa: PTH100, PTH111
+        if (licenses := kwargs.pop("licenses", None)) is not None:
+            kwargs["licenses"] = names_of(licenses)
         self._opened: tuple[Path, Manifest] | None = None
         name = kwargs.get("config_name") or (args[2] if len(args) > 2 else None) or self.DEFAULT_CONFIG_NAME
         self._fetched: Fetched | None = None
         if kwargs.get("data_dir") is None and name in (Track.DETECTION, Track.IDENTIFICATION):
             if kwargs.get("only") is not None:
                 kwargs["only"] = ",".join(sorted(set(_words(kwargs["only"]))))
-            options = {key: kwargs.get(key) for key in ("annotations", "only", "splits", "own", "allow_partial")}
+            options = {key: kwargs.get(key) for key in _OF_FETCHED}
             cache_dir = kwargs.get("cache_dir") or (args[0] if args else None) or datasets.config.HF_DATASETS_CACHE
             self._fetched = Fetched(Path(cache_dir).expanduser() / "imaginet-root", Track(name), options)
             kwargs["state"] = self._fetched.state
@@ -216,14 +226,24 @@ class ImagiNet(datasets.GeneratorBasedBuilder):
 
     def _open(self) -> tuple[Path, Manifest]:
         if self._opened is None:
+            if self._fetched is not None:
+                self._opened = self._fetched.fetch()
+                return self._opened
             if self.config.name == MINI:
                 root = Path(self._cache_dir_root) / f"imaginet-mini-{mini.MINI_DIGEST[:16]}"
-                self._opened = open_root(mini.make_mini(root))
-            elif self._fetched is not None:
-                self._opened = self._fetched.fetch()
+                root, manifest = open_root(mini.make_mini(root))
             else:
-                self._opened = open_root(self.config.data_dir, self.config.annotations)
+                root, manifest = open_root(self.config.data_dir, self.config.annotations)
+            self._opened = root, replace(manifest, records=self._wanted(manifest.records))
         return self._opened
+
+    def _wanted(self, records: tuple[Record, ...]) -> tuple[Record, ...]:
+        """Those of the track, under the licences asked for."""
+        if self.config.licenses is None:
+            return records
+        if self.config.name == Track.IDENTIFICATION:
+            records = tuple(record for record in records if record.label == Origin.SYNTHETIC)
+        return select(records, self.config.licenses)[0]
 
     def _info(self) -> datasets.DatasetInfo:
         if self.config.name == MINI or (self._fetched is not None and self.config.annotations is None):
@@ -313,7 +333,7 @@ class Fetched:
     Args:
         root: the ROOT to fill.
         track: identification needs the synthetic images alone.
-        options: annotations, only, splits, own, allow_partial, as in `ImagiNetConfig`.
+        options: annotations, only, splits, own, allow_partial, licenses, as in `ImagiNetConfig`.
     """
 
     def __init__(self, root: Path, track: Track, options: Mapping[str, Any]) -> None:
@@ -325,6 +345,7 @@ class Fetched:
         own = options["own"] or {}
         self._own = {key: places for key, places in own.items() if not self._only or key in self._only}
         self._allow_partial = bool(options["allow_partial"])
+        self._licenses = options["licenses"]
         self._states = root / FOLDER / "states.json"
         self.state = self._find_state()
 
@@ -344,7 +365,7 @@ class Fetched:
             for r in manifest.records
             if (not self._only or source_of(r.file)[0] in self._only) and (not self._labels or r.label in self._labels)
         )
-        return replace(manifest, records=records)
+        return replace(manifest, records=select(records, self._licenses)[0])
 
     def only_lists(self) -> tuple[Path, Manifest]:
         """For streams, which do not fetch images: ROOT, and what the lists say."""
@@ -368,6 +389,7 @@ class Fetched:
             only=self._only,
             split=self._splits,
             labels=self._labels,
+            licenses=self._licenses,
             own=self._own,
             wait=True,
             show=logger.warning,
@@ -414,7 +436,8 @@ class Fetched:
         lists = ""
         if self._annotations is not None:
             lists = " ".join(digest for _, digest in self.listed().lists)
-        return json.dumps([lists, sorted(self._only), self._splits, self._allow_partial, self._labels])
+        asked = [lists, sorted(self._only), self._splits, self._allow_partial, self._labels]
+        return json.dumps(asked if self._licenses is None else [*asked, self._licenses])
 
     def _find_state(self) -> str:
         try:

@@ -32,13 +32,14 @@ from imaginet_hub.data.plan import OnDisk, Options, Part, Plan, make_plan
 from imaginet_hub.data.progress import progress_bar, progress_paused
 from imaginet_hub.data.readers.hosts import Endpoints
 from imaginet_hub.data.readers.http import Http, Limits
-from imaginet_hub.data.sources import KNOWN_CORRUPT
+from imaginet_hub.data.rights import select
+from imaginet_hub.data.sources import KNOWN_CORRUPT, source_of
 from imaginet_hub.data.units import human_bytes, one_line
 from imaginet_hub.data.ways import Tools, Way, forget_downloads, packed_way, top_folder, ways_of
 from imaginet_hub.data.workers import HOSTILE, Delivery, Fatal, Job, Workers, unforeseen
 from imaginet_hub.errors import DataNotFoundError, FetchError, ImageError, UsageError
 
-__all__ = ["MAX_WORKERS", "Summary", "fetch", "fetch_lists", "plan_fetch"]
+__all__ = ["MAX_WORKERS", "Summary", "claimed", "fetch", "fetch_lists", "plan_fetch"]
 
 MAX_WORKERS = 16
 #: How often a host is asked for what came damaged, or from an archive that changed meanwhile.
@@ -143,6 +144,7 @@ def plan_fetch(
     only: Sequence[str] = (),
     split: str | None = None,
     labels: Collection[str] = (),
+    licenses: str | Sequence[str] | None = None,
     own: Mapping[str, Any] | None = None,
     routes: Mapping[str, str] | None = None,
     limit: int | None = None,
@@ -155,7 +157,7 @@ def plan_fetch(
         raise FetchError("disk", "ROOT", str(base), "a folder", "a file", "choose another ROOT")
     with Http() as http, tempfile.TemporaryDirectory() as store:
         where = Endpoints.resolve(endpoints)
-        lists = _listed(base, annotations, split, labels, http, where, Path(store), options)
+        lists = _listed(base, annotations, split, labels, licenses, http, where, Path(store), options)
     return make_plan(lists.manifest.records, _look(base, lists), options), lists.remarks
 
 
@@ -166,6 +168,7 @@ def fetch(
     only: Sequence[str] = (),
     split: str | None = None,
     labels: Collection[str] = (),
+    licenses: str | Sequence[str] | None = None,
     own: Mapping[str, Any] | None = None,
     routes: Mapping[str, str] | None = None,
     limit: int | None = None,
@@ -184,6 +187,7 @@ def fetch(
         only: keys of sources; by default all.
         split: one split; by default all.
         labels: of these images only ("real", "synthetic"); by default all.
+        licenses: of these images only: "commercial", "redistributable" or names of licences, see `rights.selection`.
         own: folders and archives that you have, by source: a path or several.
         routes: the one route to use, by source.
         limit: the first so many missing files per source, in list order.
@@ -207,8 +211,8 @@ def fetch(
     where = Endpoints.resolve(endpoints)
     if max_workers < 1:
         raise UsageError(f"max_workers: expected a positive number, got {max_workers}")
-    with Http(max_connections=max_workers, limits=limits) as http, _claimed(base, wait=wait):
-        lists = _listed(base, annotations, split, labels, http, where, base / "annotations", options)
+    with Http(max_connections=max_workers, limits=limits) as http, claimed(base, wait=wait):
+        lists = _listed(base, annotations, split, labels, licenses, http, where, base / "annotations", options)
         disk = _look(base, lists)
         plan = make_plan(lists.manifest.records, disk, options)
         say = show or (lambda text: None)
@@ -238,8 +242,8 @@ def fetch_lists(
         FetchError, DataNotFoundError, AnnotationError: see `fetch`.
     """
     options = _options((), None, None, None)
-    with Http() as http, _claimed(root, wait=wait):
-        _listed(root, annotations, split, (), http, Endpoints.resolve(), root / "annotations", options)
+    with Http() as http, claimed(root, wait=wait):
+        _listed(root, annotations, split, (), None, http, Endpoints.resolve(), root / "annotations", options)
 
 
 def _listed(
@@ -247,6 +251,7 @@ def _listed(
     annotations: str | os.PathLike[str] | None,
     split: str | None,
     labels: Collection[str],
+    licenses: str | Sequence[str] | None,
     http: Http,
     endpoints: Endpoints,
     store: Path,
@@ -257,11 +262,14 @@ def _listed(
     manifest = labelled(root, lists.manifest)
     if labels:
         manifest = replace(manifest, records=tuple(r for r in manifest.records if r.label in labels))
+    if licenses is not None:  # of what is asked for: what else the lists name does not matter
+        asked = [r for r in manifest.records if not options.only or source_of(r.file)[0] in options.only]
+        manifest = replace(manifest, records=select(asked, licenses)[0])
     return replace(lists, manifest=manifest)
 
 
 @contextlib.contextmanager
-def _claimed(root: Path, *, wait: bool = False) -> Iterator[None]:
+def claimed(root: Path, *, wait: bool = False) -> Iterator[None]:
     """One fetch at a time per ROOT, which must be writable."""
     folder = root / FOLDER
     try:

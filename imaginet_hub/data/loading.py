@@ -15,6 +15,7 @@ import datasets
 from imaginet_hub.data.builder import MINI, ImagiNet, features_of, open_root
 from imaginet_hub.data.images import read_bytes
 from imaginet_hub.data.manifest import Record, looks_like_root
+from imaginet_hub.data.rights import allowed
 from imaginet_hub.data.scan import content_fingerprint, fingerprint
 from imaginet_hub.data.sources import corpus_of
 from imaginet_hub.errors import DataNotFoundError, UsageError
@@ -37,17 +38,25 @@ __all__ = [
 _GENERATORS = ("generator_family", "generator")
 
 
-def load_rows(dataset: str | os.PathLike[str], track: Track | str, split: str) -> datasets.Dataset:
+def load_rows(
+    dataset: str | os.PathLike[str],
+    track: Track | str,
+    split: str,
+    *,
+    licenses: str | Sequence[str] | None = None,
+) -> datasets.Dataset:
     """Rows of a dataset for one track.
 
     Args:
         dataset: "mini" (the made corpus), a folder written by `imaginet build`, or a Hub repository id.
         track: "detection" (all rows) or "identification" (synthetic rows only).
         split: the split's name.
+        licenses: only rows whose licence clearly allows this, "commercial" or "redistributable", or is one of these;
+            see `rights.selection`.
 
     Raises:
         DataNotFoundError: no such dataset or split.
-        UsageError: it lacks the label columns.
+        UsageError: it lacks the label columns, or no row has such a licence.
     """
     track = Track(track)
     name = _resolved(dataset)
@@ -57,9 +66,14 @@ def load_rows(dataset: str | os.PathLike[str], track: Track | str, split: str) -
             rows = rows.filter(_is_synthetic, input_columns="label") if track is Track.IDENTIFICATION else rows
         else:
             rows = datasets.load_dataset(name, track.value, split=split)
-    missing = [column for column in ("image", *LABEL_COLUMNS) if column not in rows.column_names]
+    needed = ("image", *LABEL_COLUMNS, *(("license", "source") if licenses is not None else ()))
+    missing = [column for column in needed if column not in rows.column_names]
     if missing:
         raise UsageError(f"{name!r} has no column {', '.join(missing)}; it has {', '.join(rows.column_names)}")
+    if licenses is not None:
+        terms = [(str(a or ""), str(b or "")) for a, b in zip(rows["license"][:], rows["source"][:], strict=True)]
+        kept = allowed(terms, licenses)
+        rows = rows.select([number for number, pair in enumerate(terms) if pair in kept])
     return rows
 
 

@@ -7,7 +7,9 @@ Two formats are read wherever annotations are asked for:
   the `calibration` column, `calibration.txt`).
 - tables with a header (`*.csv`, `*.parquet`): `path` and `label`, and as far as they are there `content_type,
   generator_family, generator, split, license, source`; further columns are carried along as strings. Class names are
-  whatever occurs, so people can bring generators that nobody has heard of.
+  whatever occurs, so people can bring generators that nobody has heard of. Two more columns are read if they are
+  there: `sha256`, a checksum to verify, and `calibration`, a flag (true/false). Beside `x.csv` there may be
+  `x.classes.json`, a JSON object of class column -> names in the order of their ids, for rows that do not show all.
 
 Paths are relative to ROOT and are kept exactly as they are written.
 """
@@ -17,9 +19,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -32,9 +35,13 @@ __all__ = [
     "TABLE_COLUMNS",
     "Manifest",
     "Record",
+    "Where",
+    "classes_file",
     "find_annotations",
     "looks_like_root",
     "read_annotations",
+    "table_record",
+    "write_annotations",
 ]
 
 #: Columns of our own table format that have a meaning; anything else is carried along.
@@ -120,8 +127,8 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class _Where:
-    """A place in a list, for error messages."""
+class Where:
+    """A place in a list or a table, for error messages."""
 
     file: str
     line: int
@@ -183,7 +190,67 @@ def read_annotations(path: str | os.PathLike[str], splits: Collection[str] | Non
     reader = {".txt": _read_list, ".csv": _read_csv, ".parquet": _read_parquet}.get(path.suffix.lower())
     if reader is None:
         raise UsageError(f"{path}: expected annotations as .txt (upstream's lists), .csv or .parquet")
-    return _assemble([reader(path)], splits)
+    listed = reader(path)
+    return _assemble([listed], splits, None if listed.upstream else classes_file(path))
+
+
+def write_annotations(path: Path, records: Iterable[Record], carried_columns: Sequence[str]) -> None:
+    """A table (.csv) of records, whole or not at all; `read_annotations` gives the same records.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.incomplete")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow([*_WRITTEN, *carried_columns])
+            for record in records:
+                values = [getattr(record, column) for column in _WRITTEN[:-2]]
+                flag = str(record.calibration).lower()
+                writer.writerow([*values, record.sha256 or "", flag, *record.carried])
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+#: The columns of a table that we write, before those that are carried along.
+_WRITTEN = (*TABLE_COLUMNS, "sha256", "calibration")
+
+
+def classes_file(path: Path) -> Path:
+    """Where the class names of a table are, if its rows do not show all of them."""
+    return path.with_suffix(".classes.json")
+
+
+def _with_classes(vocabulary: Vocabulary, file: Path, data: bytes) -> Vocabulary:
+    """The vocabulary of a table's rows, as the file beside it completes and orders it.
+
+    Raises:
+        AnnotationError: the file is not as documented, or lacks a name that occurs.
+    """
+
+    def error(column: str, expected: str, found: object) -> AnnotationError:
+        return AnnotationError(f"{file}, {column!r}: expected {expected}, found {found!r:.200}; correct the file")
+
+    try:
+        given = json.loads(data)
+    except (ValueError, RecursionError) as failed:
+        raise error("class names", "a JSON object", str(failed)) from failed
+    if not isinstance(given, dict) or not given.keys() <= LABEL_COLUMNS.keys():
+        raise error("class names", f"an object with some of {', '.join(LABEL_COLUMNS)}", given)
+    for column, names in given.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            raise error(column, "a list of names", names)
+        if len(set(names)) != len(names):
+            raise error(column, "each name once", names)
+        if absent := set(vocabulary.names(column)).difference(names):
+            raise error(column, f"all names that occur, such as {min(absent)!r}", names)
+        if column == "label" and tuple(names) != vocabulary.label:
+            raise error(column, " and ".join(vocabulary.label), names)
+        if Origin.REAL in names and column != "label" and names[-1] != Origin.REAL:
+            raise error(column, f"{Origin.REAL} as the last name", names)
+    return replace(vocabulary, **{column: tuple(names) for column, names in given.items()})
 
 
 @dataclass(frozen=True)
@@ -192,14 +259,18 @@ class _Listed:
 
     file: str
     digest: str
-    rows: list[tuple[_Where, Record]]
+    rows: list[tuple[Where, Record]]
     carried_columns: tuple[str, ...] = ()
     upstream: bool = False
 
 
-def _assemble(lists: list[_Listed], splits: Collection[str] | None) -> Manifest:
-    """Merge files into one manifest: each image once, no contradictions."""
-    first: dict[str, tuple[_Where, Record]] = {}
+def _assemble(lists: list[_Listed], splits: Collection[str] | None, classes: Path | None = None) -> Manifest:
+    """Merge files into one manifest: each image once, no contradictions.
+
+    Args:
+        classes: where more is said of the class names, if it is there.
+    """
+    first: dict[str, tuple[Where, Record]] = {}
     repeated = 0
     for listed in lists:
         for where, record in listed.rows:
@@ -222,6 +293,11 @@ def _assemble(lists: list[_Listed], splits: Collection[str] | None) -> Manifest:
         vocabulary = Vocabulary.from_values(
             **{c: {getattr(r, c) for r in everything} for c in LABEL_COLUMNS if c != "label"}
         )
+    named: tuple[tuple[str, str], ...] = ()
+    if classes is not None and classes.is_file():
+        data = classes.read_bytes()
+        vocabulary = _with_classes(vocabulary, classes, data)
+        named = ((str(classes), hashlib.sha256(data).hexdigest()),)
     records = tuple(r for r in everything if splits is None or r.split in splits)
     if not records:
         raise DataNotFoundError(
@@ -232,7 +308,7 @@ def _assemble(lists: list[_Listed], splits: Collection[str] | None) -> Manifest:
         records=records,
         vocabulary=vocabulary,
         carried_columns=lists[0].carried_columns,
-        lists=tuple((listed.file, listed.digest) for listed in lists),
+        lists=(*((listed.file, listed.digest) for listed in lists), *named),
         repeated_rows=repeated,
     )
 
@@ -286,12 +362,12 @@ def _read_list(path: Path, split: str | None = None) -> _Listed:
     for number, line in enumerate(_decoded(data, str(path)).removeprefix("\ufeff").split("\n"), start=1):
         text = line.removesuffix("\r")
         if text.strip():
-            where = _Where(str(path), number)
+            where = Where(str(path), number)
             rows.append((where, _upstream_record(text, where, split)))
     return _Listed(str(path), hashlib.sha256(data).hexdigest(), rows, upstream=True)
 
 
-def _upstream_record(text: str, where: _Where, split: str) -> Record:
+def _upstream_record(text: str, where: Where, split: str) -> Record:
     fields = text.rsplit(",", 4)  # from the right: a path may hold commas
     if len(fields) != 5:
         raise where.error("path", "path,origin,content_type,model,specific_model", text)
@@ -335,7 +411,7 @@ def _read_csv(path: Path) -> _Listed:
             try:
                 row = next(reader, None)
             except csv.Error as error:
-                raise _Where(str(path), reader.line_num).error("row", "well-formed CSV", str(error)) from error
+                raise Where(str(path), reader.line_num).error("row", "well-formed CSV", str(error)) from error
             if row is None:
                 return
             if row:
@@ -346,11 +422,11 @@ def _read_csv(path: Path) -> _Listed:
     _check_header(header, str(path))
     parsed = []
     for line, values in lines:
-        where = _Where(str(path), line)
+        where = Where(str(path), line)
         if len(values) != len(header):
             column = header[len(values)] if len(values) < len(header) else header[-1]
             raise where.error(column, f"{len(header)} fields as in the header", f"{len(values)} fields")
-        parsed.append((where, _table_record(dict(zip(header, values, strict=True)), where)))
+        parsed.append((where, table_record(dict(zip(header, values, strict=True)), where)))
     return _Listed(str(path), hashlib.sha256(data).hexdigest(), parsed, _carried(header))
 
 
@@ -372,7 +448,7 @@ def _read_parquet(path: Path) -> _Listed:
         raise AnnotationError(f"{path}: expected a Parquet table, but it cannot be read ({error})") from error
     parsed = []
     for number, row in enumerate(table.to_pylist(), start=1):
-        where = _Where(str(path), number)
+        where = Where(str(path), number)
         values = {}
         for column, value in row.items():
             feature = features.get(column)
@@ -380,13 +456,13 @@ def _read_parquet(path: Path) -> _Listed:
                 values[column] = feature.int2str(value)
             else:
                 values[column] = "" if value is None else str(value)
-        parsed.append((where, _table_record(values, where)))
+        parsed.append((where, table_record(values, where)))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return _Listed(str(path), digest, parsed, _carried(header))
 
 
 def _check_header(header: list[str], file: str) -> None:
-    where = _Where(file, 1)
+    where = Where(file, 1)
     for column in ("path", "label"):
         if column not in header:
             raise AnnotationError(
@@ -407,7 +483,12 @@ def _carried(header: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in header if name not in TABLE_COLUMNS and name not in COMPUTED_COLUMNS)
 
 
-def _table_record(row: Mapping[str, str], where: _Where) -> Record:
+def table_record(row: Mapping[str, str], where: Where) -> Record:
+    """A record of a table's row, every value a text.
+
+    Raises:
+        AnnotationError: naming the column.
+    """
     path, label = row["path"], row["label"]
     _check_path(path, where)
     for column in (*LABEL_COLUMNS, "split", "source", "license"):
@@ -458,11 +539,11 @@ def _decoded(data: bytes, file: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        where = _Where(file, data.count(b"\n", 0, error.start) + 1)
+        where = Where(file, data.count(b"\n", 0, error.start) + 1)
         raise where.error("path", "UTF-8 text", data[error.start : error.start + 8].hex(" ")) from error
 
 
-def _check_path(path: str, where: _Where) -> None:
+def _check_path(path: str, where: Where) -> None:
     pure = PurePosixPath(path)
     if not path.strip() or not pure.parts:
         raise where.error("path", "a path relative to ROOT", path)

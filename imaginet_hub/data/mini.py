@@ -29,6 +29,7 @@ import shutil
 import struct
 import uuid
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -44,7 +45,17 @@ from imaginet_hub.data.sources import MINI_SOURCE
 from imaginet_hub.errors import BuildError, DataNotFoundError, ImageError, UsageError, require
 from imaginet_hub.labels import ContentType, Generator, Origin
 
-__all__ = ["LICENSE", "MINI_DIGEST", "MINI_VERSION", "PHOTOGRAPHS", "Photograph", "is_mini", "labelled", "make_mini"]
+__all__ = [
+    "LICENSE",
+    "MINI_DIGEST",
+    "MINI_VERSION",
+    "PHOTOGRAPHS",
+    "Photograph",
+    "is_mini",
+    "labelled",
+    "make_mini",
+    "mini_splits",
+]
 
 #: Changes whenever a byte of the corpus does.
 MINI_VERSION = "1"
@@ -356,6 +367,11 @@ def labelled(root: str | os.PathLike[str], manifest: Manifest) -> Manifest:
     if not is_mini(root):
         return manifest
     return replace(manifest, records=tuple(replace(r, source=MINI_SOURCE, license=LICENSE) for r in manifest.records))
+
+
+def mini_splits() -> dict[str, int]:
+    """How many images each split of the corpus has; it need not be there."""
+    return {split: 2 * pairs for split, pairs in Counter(pair.split for pair in _pairs()).items()}
 
 
 def _pairs() -> Iterator[_Pair]:

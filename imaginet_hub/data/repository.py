@@ -14,7 +14,8 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from threading import Event, Lock
@@ -30,6 +31,7 @@ from imaginet_hub.data.builder import BUILD_REPORT, features_of, open_root, row_
 from imaginet_hub.data.ledger import known_facts
 from imaginet_hub.data.manifest import Record
 from imaginet_hub.data.partial import partial_report, write_missing
+from imaginet_hub.data.rights import NOTICE, names_of, notice, rights_rows, select
 from imaginet_hub.data.scan import Scan, content_fingerprint, scan
 from imaginet_hub.data.sources import corpus_of
 from imaginet_hub.errors import BuildError, UsageError
@@ -38,12 +40,15 @@ from imaginet_hub.labels import LABEL_COLUMNS, Origin, Track
 __all__ = [
     "ROW_GROUP_BYTES",
     "SHARD_BYTES",
+    "Sized",
     "build_repository",
     "card_configs",
     "encoded",
     "plan_split",
+    "report_of",
     "shard_writer",
     "shuffle_buffer_size",
+    "staged_repository",
     "usable_target",
 ]
 
@@ -162,6 +167,7 @@ def build_repository(
     out: str | os.PathLike[str],
     *,
     annotations: str | os.PathLike[str] | None = None,
+    licenses: str | Sequence[str] | None = None,
     on_error: str = "raise",
     allow_partial: bool = False,
     seed: int = 0,
@@ -171,7 +177,7 @@ def build_repository(
     shard_bytes: int = SHARD_BYTES,
     render_card: Callable[[dict[str, Any]], str],
 ) -> dict[str, Any]:
-    """Write a hub-ready dataset repository: `data/*.parquet`, `README.md`, `build_report.json`.
+    """Write a hub-ready dataset repository: `data/*.parquet`, `README.md`, `NOTICE`, `build_report.json`.
 
     The folder appears under its name only when it is complete; whatever goes wrong before leaves nothing there.
     With `allow_partial` and images missing there is also `missing.txt`, their paths, one a line.
@@ -180,6 +186,8 @@ def build_repository(
         root: the folder that the annotations' paths are relative to.
         out: the repository to write.
         annotations: see `builder.open_root`.
+        licenses: only images whose licence clearly allows this, "commercial" or "redistributable", or is one of
+            these, see `rights.selection`. Classes keep the ids that they have without.
         on_error: "raise" or "skip", see `scan.scan`.
         allow_partial: build what is there of a ROOT that is not complete, see `scan.scan`.
         seed: of the row order.
@@ -196,13 +204,17 @@ def build_repository(
         damaged (or missing, with on_error="skip") with its reason; those that `allow_partial` let pass may be most
         of a corpus, so they are in `missing.txt` and only counted here. `partial` is there if any image is not in
         the build for whatever reason: the counts, and the published rows that are no longer comparable, see
-        `partial.partial_report`.
+        `partial.partial_report`. `rights` is what `rights.rights_rows` says; `selected` is there with `licenses`:
+        `{licenses, left_out: [{source, license, images}]}`.
 
     Raises:
+        UsageError: `licenses` that no image has, or that leave none.
         BuildError: images that cannot go in, an `out` that may not be replaced, or too little disk.
         DataNotFoundError, AnnotationError: see `open_root`.
     """
     root_path, manifest = open_root(root, annotations)
+    records, not_selected = select(manifest.records, licenses)
+    manifest = replace(manifest, records=records)
     target = usable_target(out, root_path, BUILD_REPORT, overwrite)  # now, not after hours of looking at images
     if row_group_bytes < 1 or shard_bytes < 1:
         raise UsageError("row_group_bytes and shard_bytes: expected positive numbers of bytes")
@@ -218,15 +230,52 @@ def build_repository(
         split: plan_split(rows, seed=seed, row_group_bytes=row_group_bytes, shard_bytes=shard_bytes)
         for split, rows in _by_split(result, manifest.splits).items()
     }
-    report = _report(result, plans, manifest.lists, manifest.repeated_rows, seed)
+    report = report_of(result, plans, manifest.lists, manifest.repeated_rows, seed)
     partial = partial_report(manifest.records, result.kept)
     if partial is not None:
         report["partial"] = partial
+    if licenses is not None:
+        report["selected"] = {"licenses": list(names_of(licenses)), "left_out": not_selected}
     report["class_names"] = {column: list(manifest.vocabulary.names(column)) for column in LABEL_COLUMNS}
     report["carried_columns"] = list(manifest.carried_columns)
+    features = features_of(manifest.vocabulary, manifest.carried_columns)
 
+    def rows_of(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+        for record in records:
+            row = row_of(record, root_path, manifest.carried_columns, result.facts[record.file])
+            yield encoded(row, features)
+
+    threads = num_proc or min(_MOST_WRITERS, os.cpu_count() or 1)
+    with staged_repository(target, report, plans, rows_of, features.arrow_schema, threads, render_card) as staging:
+        write_missing(staging, result.missing)
+    return report
+
+
+@contextmanager
+def staged_repository(
+    target: Path,
+    report: dict[str, Any],
+    plans: Mapping[str, Sequence[Sequence[Sequence[Record]]]],
+    rows_of: Callable[[Sequence[Record]], Iterable[dict[str, Any]]],
+    schema: pa.Schema,
+    threads: int,
+    render_card: Callable[[dict[str, Any]], str],
+) -> Iterator[Path]:
+    """Write a repository beside its place; after the body, which may add files, it gets its name.
+
+    Args:
+        target: its place, see `usable_target`.
+        report: what is known of it; `build_id` and `parquet_bytes` are added.
+        plans: by split, see `plan_split`.
+        rows_of: reads the rows of a row group, in its order.
+        schema: of the rows.
+        threads: see `_write_shards`.
+        render_card: makes README.md from the report.
+
+    Raises:
+        BuildError: too little disk, or it cannot be written; nothing is left there.
+    """
     report["build_id"] = hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()[:16]
-
     try:
         with folders.staged(target) as staging:
             needed, free = int(report["bytes"] * 1.02), shutil.disk_usage(target.parent).free
@@ -235,31 +284,24 @@ def build_repository(
                     f"{target} needs {needed:,} bytes, {free:,} are free there; free some or choose another disk"
                 )
             (staging / "data").mkdir()
-            features = features_of(manifest.vocabulary, manifest.carried_columns)
             shards = {
                 staging / "data" / f"{split}-{number:05d}-of-{len(plan):05d}.parquet": groups
                 for split, plan in plans.items()
                 for number, groups in enumerate(plan)
             }
-
-            def rows_of(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
-                for record in records:
-                    row = row_of(record, root_path, manifest.carried_columns, result.facts[record.file])
-                    yield encoded(row, features)
-
-            with tqdm(total=len(result.kept), desc="Writing Parquet", unit="img") as bar:
-                threads = num_proc or min(_MOST_WRITERS, os.cpu_count() or 1)
-                _write_shards(shards, rows_of, features.arrow_schema, threads, bar)
+            with tqdm(total=report["images"], desc="Writing Parquet", unit="img") as bar:
+                _write_shards(shards, rows_of, schema, threads, bar)
             report["parquet_bytes"] = sum(file.stat().st_size for file in (staging / "data").iterdir())
             (staging / BUILD_REPORT).write_text(
                 json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )
-            write_missing(staging, result.missing)
+            terms = notice(report["rights"], stated=report.get("stated", ()), withheld=report.get("withheld", ()))
+            (staging / NOTICE).write_text(terms, encoding="utf-8")
             (staging / _CARD).write_text(render_card(report), encoding="utf-8")
+            yield staging
             folders.put_in_place(target)
     except OSError as error:
         raise BuildError(f"{target} could not be written ({error}); nothing was left there") from error
-    return report
 
 
 def usable_target(
@@ -302,13 +344,15 @@ def _by_split(result: Scan, splits: Sequence[str]) -> dict[str, list[Sized]]:
     return {split: rows for split, rows in found.items() if rows}
 
 
-def _report(
+def report_of(
     result: Scan,
     plans: Mapping[str, list[list[list[Record]]]],
     lists: Sequence[tuple[str, str]],
     repeated_rows: int,
     seed: int,
 ) -> dict[str, Any]:
+    """The report of a build, as far as its rows tell; see `build_repository`."""
+
     def counts(column: str, split: str) -> dict[str, int]:
         values = Counter(getattr(record, column) for record in result.kept if record.split == split)
         return dict(sorted(values.items()))
@@ -335,6 +379,7 @@ def _report(
             }
             for split, shards in plans.items()
         },
+        "rights": rights_rows(Counter((r.license, r.source) for r in result.kept)),
         "repeated_rows": repeated_rows,
         "left_out": result.left_out_json(),
     }

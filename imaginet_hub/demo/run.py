@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from imaginet_hub.cards import dataset_card, write_model_card
+from imaginet_hub.cards import RESULTS, dataset_card, write_card
 from imaginet_hub.data.builder import BUILD_REPORT
 from imaginet_hub.data.fetch import fetch
-from imaginet_hub.data.loading import dataset_record, load_rows
+from imaginet_hub.data.loading import dataset_record, load_rows, splits_of
 from imaginet_hub.data.mini import make_mini
 from imaginet_hub.data.repository import build_repository
 from imaginet_hub.demo.mirror import Mirror
@@ -52,6 +52,7 @@ def run(out: Path) -> dict[str, Any]:
         DataNotFoundError: `out` holds something that no demo wrote.
     """
     require("demo", "torch", "torchvision", "transformers", "timm", "accelerate", "sklearn", "skimage", "matplotlib")
+    from imaginet_hub.evaluation.audit import audit
     from imaginet_hub.inference.measure import measure
     from imaginet_hub.training.head import parse_head_args, train_head
     from imaginet_hub.training.trainer import parse_train_args, train
@@ -66,11 +67,13 @@ def run(out: Path) -> dict[str, Any]:
         root = _fetch(made, out)
     with _step(f"Building the dataset repository {_shown(dataset)}"):
         build_repository(root, dataset, overwrite=True, render_card=dataset_card)
+    with _step("Asking what its labels can be told by without looking, for its card"):
+        write_card(dataset, audit=audit(dataset, splits=splits_of(dataset), progress=False))
     with _step(f"Training the encoder {_shown(encoder)} (SelfCon)"):
         rows = load_rows(dataset, Track.DETECTION, "train")
         model_args, training_args = parse_train_args(TRAIN_FLAGS, encoder)
         train(rows, model_args, training_args, dataset_record=dataset_record(dataset, rows, "train"))
-        write_model_card(encoder)
+        write_card(encoder)
     measured: dict[str, Any] = {}
     for track in Track:
         folder = out / track.value
@@ -83,9 +86,10 @@ def run(out: Path) -> dict[str, Any]:
                 label_column=track.label_column,
                 dataset_record=dataset_record(dataset, rows, "train"),
             )
-            found = measure(folder, dataset, results / f"{track}.json")
+            found = measure(folder, dataset, results / f"{track}.json", speed=True)
             measured[track.value] = found.to_json(per_image=False)
-            write_model_card(folder, [measured[track.value]])
+            shutil.rmtree(folder / RESULTS, ignore_errors=True)  # of an earlier demo
+            write_card(folder, results=[results / f"{track}.json"])
     with _step("Loading both models back with plain transformers, in a process without imaginet_hub"):
         for track in Track:
             _load_back(out / track.value, root)

@@ -142,13 +142,15 @@ def model_index_results(
     dataset_revision: str | None = None,
     source_url: str | None = None,
     source_name: str | None = None,
+    metrics: Sequence[str] | None = None,
 ) -> list[EvalResult]:
-    """Every metric of a results file as `huggingface_hub.EvalResult`, for `ModelCardData(eval_results=...)`.
+    """The metrics of a results file as `huggingface_hub.EvalResult`, for `ModelCardData(eval_results=...)`.
 
     The interval and the threshold are in `metric_args`; the configuration of the dataset names the protocol.
 
     Args:
         results, dataset_id, dataset_revision, source_url, source_name: as for `eval_results`.
+        metrics: which; all of them by default.
 
     Raises:
         UsageError: as `eval_results`.
@@ -162,7 +164,7 @@ def model_index_results(
             task_type="image-classification",
             task_name=_TASKS[track],
             dataset_type=dataset_id,
-            dataset_name=str(results["dataset"].get("name") or dataset_id),
+            dataset_name=str(results["dataset"].get("name") or dataset_id) + " (simulated)" * _simulated(results),
             dataset_config="-".join(filter(None, (track, summary.protocol))),
             dataset_split=results["dataset"].get("split"),
             dataset_revision=dataset_revision,
@@ -175,12 +177,16 @@ def model_index_results(
         )
         for summary in _summaries(results)
         for metric, interval in summary.metrics.items()
-        if _defined(summary, metric)
+        if _defined(summary, metric) and (metrics is None or metric in metrics)
     ]
 
 
 def model_index(
-    results: Sequence[Mapping[str, Any]], dataset_ids: Sequence[str], model_name: str
+    results: Sequence[Mapping[str, Any]],
+    dataset_ids: Sequence[str],
+    model_name: str,
+    *,
+    metrics: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """The `model-index` of a card's YAML.
 
@@ -188,6 +194,7 @@ def model_index(
         results: contents of results files.
         dataset_ids: Hub id of the dataset of each.
         model_name: of the model.
+        metrics: which; all of them by default.
 
     Raises:
         UsageError: as `eval_results`; not one id for each results file.
@@ -197,7 +204,7 @@ def model_index(
     flat = [
         entry
         for content, dataset_id in zip(results, dataset_ids, strict=True)
-        for entry in model_index_results(content, dataset_id)
+        for entry in model_index_results(content, dataset_id, metrics=metrics)
     ]
     return eval_results_to_model_index(model_name, flat)
 
@@ -216,6 +223,10 @@ def _summaries(results: Mapping[str, Any]) -> Iterator[_Summary]:
 
 def _defined(summary: _Summary, metric: str) -> bool:
     return summary.metrics.get(metric, {}).get("value") is not None
+
+
+def _simulated(results: Mapping[str, Any]) -> bool:
+    return bool(results["dataset"].get("corpus") == "mini")
 
 
 def _rounded(value: float | None) -> float | None:
@@ -262,7 +273,7 @@ def _notes(results: Mapping[str, Any], summary: _Summary, metric: str) -> str:
     where = "/".join(str(dataset[key]) for key in ("name", "split") if dataset.get(key))
     if where:
         facts.append(f"dataset {where}")
-    if dataset.get("corpus") == "mini":
+    if _simulated(results):
         facts.append("simulated images")
     done = [f"{name.replace('_', ' ')} {value}" for name, value in steps.items() if value is not None]
     facts.append(f"preprocessing: {', '.join(done) or 'none'}")

@@ -6,6 +6,7 @@ as the last value of a cell.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import textwrap
@@ -33,13 +34,17 @@ if TYPE_CHECKING:
 __all__ = [
     "comparison_figure",
     "contact_sheet",
+    "deletion_figure",
     "detection_figure",
+    "embedding_figure",
     "identification_figure",
     "mistakes_figure",
+    "patch_figure",
     "reliability_figure",
     "roc_figure",
     "save_figure",
     "spectra_figure",
+    "training_figure",
 ]
 
 # Okabe & Ito's palette (2008): distinct under every common colour vision deficiency, and in grey.
@@ -383,6 +388,145 @@ def spectra_figure(spectra: Mapping[str, Spectrum]) -> Figure:
     axes.set_xlabel("frequency, cycles a pixel (mean over directions)")
     axes.set_ylabel("against real, dB" if real else "power, dB")
     below.legend(loc="outside right upper", fontsize="small", frameon=False)
+    return figure
+
+
+def patch_figure(
+    images: Sequence[NDArray[np.uint8]],
+    values: Sequence[NDArray[np.float64]],
+    titles: Sequence[str] | None = None,
+    label: str = "log-odds of synthetic",
+) -> Figure:
+    """Images, and below each what every part of it adds to an answer, on one scale: orange for, purple against.
+
+    Args:
+        images: one or more, (H, W, 3).
+        values: for each image (H, W), such as `PatchMap.pixels`.
+        titles: one per image.
+        label: of the scale.
+
+    Raises:
+        UsageError: no images, or shapes or a number of titles that do not fit.
+        MissingExtraError: matplotlib is not installed.
+    """
+    titles = [""] * len(images) if titles is None else titles
+    shapes = [image.shape for image in images]
+    if not images or len(titles) != len(images) or shapes != [(*part.shape, 3) for part in values]:
+        raise UsageError(
+            "patch_figure: expected one or more images (H, W, 3), values (H, W) and a title for each, got images "
+            f"{shapes}, values {[part.shape for part in values]}, {len(titles)} titles"
+        )
+    figure = _figure()
+    figure.set_size_inches(2.1 * len(images) + 1, 4.4)
+    grid: NDArray[Any] = figure.subplots(2, len(images), squeeze=False)
+    reach = float(np.percentile(np.abs(np.concatenate([part.ravel() for part in values])), 99)) or 1.0
+    for (above, below), image, part, title in zip(grid.T, images, values, titles, strict=True):
+        above.imshow(image)
+        above.set_title(_literal(title), fontsize="small")
+        below.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+        scale = below.imshow(part, cmap="PuOr_r", vmin=-reach, vmax=reach, alpha=0.65)
+        for axes in (above, below):
+            axes.set_axis_off()
+    figure.colorbar(scale, ax=grid, label=label, extend="both", shrink=0.8, aspect=30)
+    return figure
+
+
+def deletion_figure(
+    fractions: NDArray[np.float64],
+    scores: Mapping[str, NDArray[np.float64]],
+    advantage: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    label: str = "log-odds of synthetic",
+) -> Figure:
+    """What is left of an answer when parts of images are deleted, in several orders.
+
+    Args:
+        fractions: (steps,) deleted shares.
+        scores: order -> (images, steps), as `DeletionCurves.scores`.
+        advantage: order -> how much faster the first order is, with its interval; as `DeletionCurves.advantage`.
+        label: of the scores.
+
+    Raises:
+        UsageError: shapes that do not fit.
+        MissingExtraError: matplotlib is not installed.
+    """
+    shapes = {order: part.shape for order, part in scores.items()}
+    if not shapes or any(len(shape) != 2 or shape[1:] != fractions.shape for shape in shapes.values()):
+        raise UsageError(f"deletion_figure: expected scores (images, {fractions.size}) for each order, got {shapes}")
+    figure = _figure()
+    figure.set_size_inches(7.5, 4.5)
+    axes = figure.subplots()
+    labels = {order: f"{order} ({interval_text(advantage[order])})" for order in scores if order in advantage}
+    for order, style in _styled(list(scores), labels).items():
+        axes.plot(fractions, scores[order].mean(axis=0), **style)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of the image that is deleted")
+    images = next(iter(shapes.values()))[0]
+    axes.set_ylabel(f"{label}, mean of {images:,} image{'s' * (images > 1)}")
+    more = " (area above the first, 95 %)" if advantage else ""
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False, title=f"order{more}")
+    return figure
+
+
+def training_figure(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Training curves: the loss of each run above its learning rate.
+
+    Args:
+        histories: run -> what was logged, with `step` and `loss` and, if known, `learning_rate`: the key "history" of
+            a model folder's training.json.
+
+    Raises:
+        UsageError: no runs, or one of which nothing was logged.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if not histories or not all(histories.values()):
+        raise UsageError(
+            f"training_figure: expected runs with a history, got {', '.join(k for k in histories) or 'none'}: train "
+            "with a lower --logging_steps"
+        )
+    figure = _figure()
+    figure.set_size_inches(4.6 * len(histories), 4.4)
+    grid: NDArray[Any] = figure.subplots(2, len(histories), squeeze=False, sharex="col", height_ratios=[3, 1])
+    for (above, below), (name, history) in zip(grid.T, histories.items(), strict=True):
+        for axes, key, color in ((above, "loss", _REAL), (below, "learning_rate", _GREY)):
+            kept = [entry for entry in history if entry.get(key) is not None]
+            axes.plot([entry["step"] for entry in kept], [entry[key] for entry in kept], ".-", color=color)
+            axes.set_ylabel(key.replace("_", " "))
+        above.set_title(_short(name, 36), fontsize="medium")
+        below.set_ylim(bottom=0)
+        below.set_xlabel("step")
+    return figure
+
+
+def embedding_figure(points: NDArray[np.floating], labels: Sequence[str], title: str = "") -> Figure:
+    """Points in the plane by group, such as a t-SNE of features; groups beyond eight are drawn alike.
+
+    Args:
+        points: (n, 2); what the axes mean is not shown, since in such a map they mean nothing.
+        labels: n groups.
+        title: of the picture.
+
+    Raises:
+        UsageError: shapes that do not fit.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if points.shape != (len(labels), 2) or not len(labels):
+        raise UsageError(
+            f"embedding_figure: expected points (n, 2) and n labels, got {points.shape} and {len(labels)} labels"
+        )
+    figure = _figure()
+    figure.set_size_inches(7.5, 5.4)
+    axes = figure.subplots()
+    groups = np.asarray(labels, dtype=object)
+    counts = {name: int((groups == name).sum()) for name in dict.fromkeys(labels)}
+    names = {name: f"{_short(name)} ({count:,})" for name, count in counts.items()}
+    for marker, (name, style) in zip(itertools.cycle("os^vDPX*"), _styled(list(counts), names).items(), strict=False):
+        part = points[groups == name]
+        shown = {"color": style["color"], "label": style["label"], "zorder": style["zorder"]}
+        axes.scatter(part[:, 0], part[:, 1], s=16, marker=marker, alpha=0.75, linewidths=0, **shown)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(_literal(title), fontsize="medium")
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
     return figure
 
 

@@ -21,6 +21,7 @@ order; what is undefined (NaN) is null:
   against all real rows.
 - `protocols`: both protocols side by side (see `protocols`), or null; `comparison`: with another detector (see
   `comparison`), or null.
+- `speed`: of the network, beside another in the same run (see `inference.speed`), or null.
 - `software`: {package: version}.
 - `per_image`: [{"path", "label", "scores", "columns"}] in row order, or null.
 """
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import html
 import json
 import math
 import os
@@ -98,6 +100,7 @@ class Results:
     unknown: dict[str, Any] | None = None
     protocols: dict[str, Any] | None = None
     comparison: dict[str, Any] | None = None
+    speed: dict[str, Any] | None = None
     software: dict[str, str] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     dataset: dict[str, Any] = field(default_factory=dict)
@@ -112,7 +115,7 @@ class Results:
         order = (
             *("track", "names", "model", "dataset", "preprocessing", "threshold", "bootstrap", "n", "class_counts"),
             *("skipped", "unknown_classes", "unknown", "metrics", "recall", "confusion", "baselines", "by"),
-            *("protocols", "comparison", "software", "per_image"),
+            *("protocols", "comparison", "speed", "software", "per_image"),
         )
         content = {"schema_version": SCHEMA_VERSION} | {key: getattr(self, key) for key in order}
         return _plain(content if per_image else content | {"per_image": None})
@@ -154,18 +157,46 @@ class Results:
             raise DataNotFoundError(f"{path}: expected a results file, found none") from error
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{path}: expected the JSON that `imaginet evaluate` writes ({error})") from error
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if version != SCHEMA_VERSION:
-            raise UsageError(
-                f"{path}: expected a results file of schema version {SCHEMA_VERSION}, found version {version}: "
-                "evaluate again with this release"
-            )
         try:
-            validate(content)
+            return cls.from_json(content)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
-        del content["schema_version"]
-        return cls(**content)
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """The results of a results file's content; see `to_json`.
+
+        Raises:
+            UsageError: it is not a results file of this version.
+        """
+        version = content.get("schema_version") if isinstance(content, Mapping) else None
+        if version != SCHEMA_VERSION:
+            raise UsageError(
+                f"expected a results file of schema version {SCHEMA_VERSION}, found version {version}: "
+                "evaluate again with this release"
+            )
+        validate(content)
+        return cls(**{key: value for key, value in content.items() if key != "schema_version"})
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a table of metrics with their intervals, and of both protocols' means."""
+        columns = {f"all {self.n:,} rows": self.metrics}
+        if self.protocols:
+            for protocol in ("paper", "clean"):
+                columns[f"protocol {protocol}"] = self.protocols[protocol]["by"]["generator_family"]["mean"]
+        where = f"{self.dataset.get('name', '?')}/{self.dataset.get('split', '?')}"
+        heads = "".join(f"<th>{html.escape(title)}</th>" for title in ("metric", *columns))
+        rows = "".join(
+            f"<tr><td>{html.escape(metric.replace('_', ' '))}</td>"
+            + "".join(f"<td>{html.escape(interval_text(part.get(metric)))}</td>" for part in columns.values())
+            + "</tr>"
+            for metric in self.metrics
+        )
+        caption = html.escape(f"{self.track} by {self.model.get('name', '?')} on {where}")
+        return (
+            f"<table><caption>{caption}; value [{self.bootstrap['confidence']:.0%} interval]</caption>"
+            f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+        )
 
 
 def evaluate_rows(

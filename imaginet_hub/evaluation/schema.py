@@ -130,6 +130,8 @@ def _figures(content: Mapping[str, Any]) -> Iterator[_Problem]:
         yield from _intervals({"auroc": content["unknown"]["auroc"]}, "unknown")
     if content["comparison"] is not None:
         yield from _intervals(content["comparison"]["differences"], "comparison.differences")
+    if content.get("speed") is not None:
+        yield from _intervals({"ratio": content["speed"]["ratio"]}, "speed")
     for protocol in ("paper", "clean") if content["protocols"] is not None else ():
         for column, part in content["protocols"][protocol]["by"].items():
             where = f"protocols.{protocol}.by.{column}"

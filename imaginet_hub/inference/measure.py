@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import yaml
@@ -37,6 +37,7 @@ from imaginet_hub.evaluation.published import PublishedRow, published
 from imaginet_hub.evaluation.report import Results, evaluate_rows, interval_text, software
 from imaginet_hub.inference.contract import Measurable, load_measurable
 from imaginet_hub.inference.detector import Detector
+from imaginet_hub.inference.speed import measure_speed
 from imaginet_hub.labels import Origin, Track
 
 __all__ = ["DEFAULT_BY", "Preprocessing", "measure", "summary"]
@@ -93,6 +94,7 @@ def measure(
     annotations: str | os.PathLike[str] | None = None,
     calibrate_on: str | os.PathLike[str] | None = None,
     export: str | None = None,
+    speed: bool = False,
     picture_format: str = "png",
     batch_size: int = 32,
     num_workers: int | None = None,
@@ -127,6 +129,7 @@ def measure(
             calibration of its own; by default `dataset`.
         export: Hub id of the dataset; the results are also written for it beside `out`, as `.eval_results/*.yaml`
             and `NAME-model-index.yaml`.
+        speed: also time the network beside a ResNet-50 (see `inference.speed`); for models of this package.
         picture_format: "png" or "svg".
         batch_size: images per forward pass.
         num_workers: threads that read and decode ahead; by default as many as cores, up to 4.
@@ -151,6 +154,10 @@ def measure(
     detector = load_measurable(
         model, labels=labels, device=device, dtype=dtype, compile=compile, batch_size=batch_size
     )
+    if speed and detector.kind != "selfcon_resnet":
+        raise UsageError(
+            f"--speed: expected a model of this package, whose network can be timed, got a {detector.kind}"
+        )
     rows = open_split(dataset, split, track_of(detector.label_column))
     if detector.label_column not in rows.features:
         raise UsageError(
@@ -182,6 +189,12 @@ def measure(
     if other is not None:
         results.comparison = compare_results(
             results, other if isinstance(other, Results) else run.on(other, rows, columns)
+        )
+    if speed:
+        run.show("timing the network beside a ResNet-50")
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "compile": compile}
+        results.speed = measure_speed(
+            model if isinstance(model, Detector) else Detector.from_pretrained(cast(str, model), **options)
         )
     try:
         _write(results, target, picture_format, mistakes, export)
@@ -475,6 +488,12 @@ def summary(results: Results) -> str:
         lines.append(
             f"  unknown classes ({unknown['n_unknown']:,} images) told from known ones by {unknown['score']}: AUROC "
             f"{interval_text(unknown['auroc'])}"
+        )
+    if results.speed:
+        speed = results.speed
+        lines.append(
+            f"  {speed['images_per_second']:.3g} images a second, {interval_text(speed['ratio'])} times as many as "
+            f"{speed['yardstick']['name']} ({speed['device']}, {speed['dtype']}, {speed['threads']} threads)"
         )
     rows = _published(results)
     if results.protocols:

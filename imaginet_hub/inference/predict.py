@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,15 +89,18 @@ def predict_paths(
     detector: Detector | None = None,
     identifier: Detector | None = None,
     batch_size: int = 16,
+    num_workers: int | None = None,
     open_set: bool = True,
 ) -> Iterator[Prediction]:
-    """Answers in the order of the files; memory holds one batch.
+    """Answers in the order of the files; memory holds two batches.
 
     Args:
         paths: image files.
         detector: a detection model, or one for a column that has nothing to do with generators.
         identifier: an identification model; alone it names a generator for every image.
         batch_size: images per forward pass.
+        num_workers: threads that read and decode the next batch meanwhile; 0: none, one file after the other. Default:
+            one per core.
         open_set: answer "unknown" where the identification model stores what is needed for that; without, always name
             the likeliest.
 
@@ -111,8 +116,11 @@ def predict_paths(
         raise UsageError(f"{identifier.name}: expected an identification model, found one for {what}")
     if batch_size < 1:
         raise UsageError(f"batch_size: expected at least 1, got {batch_size}")
-    for start in range(0, len(paths), batch_size):
-        yield from _predict_batch(paths[start : start + batch_size], detector, identifier, open_set)
+    if num_workers is not None and num_workers < 0:
+        raise UsageError(f"num_workers: expected 0 or more, got {num_workers}")
+    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    for batch, opened in zip(batches, _opened(batches, num_workers), strict=True):
+        yield from _answered(batch, opened, detector, identifier, open_set)
 
 
 def names_generators(model: Detector) -> bool:
@@ -120,15 +128,40 @@ def names_generators(model: Detector) -> bool:
     return track_of(model.label_column) is Track.IDENTIFICATION
 
 
-def _predict_batch(
-    paths: Sequence[Path], detector: Detector | None, identifier: Detector | None, open_set: bool
-) -> Iterator[Prediction]:
-    opened: list[Image.Image | str] = []
-    for path in paths:
+def _opened(batches: Sequence[Sequence[Path]], num_workers: int | None) -> Iterator[list[Image.Image | str]]:
+    """The images of each batch, or why there is none; with threads, one batch ahead of who asks."""
+    threads = (os.cpu_count() or 1) if num_workers is None else num_workers
+    if threads == 0:
+        for batch in batches:
+            yield [_open(path) for path in batch]
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[list[Future[Image.Image | str]]] = deque()
         try:
-            opened.append(open_image(path))
-        except ImageError as error:
-            opened.append(error.message)
+            for batch in batches:
+                waiting.append([pool.submit(_open, path) for path in batch])
+                if len(waiting) > 1:
+                    yield [future.result() for future in waiting.popleft()]
+            for futures in waiting:
+                yield [future.result() for future in futures]
+        finally:  # Ctrl-C, or nobody wants the rest
+            pool.shutdown(cancel_futures=True)
+
+
+def _open(path: Path) -> Image.Image | str:
+    try:
+        return open_image(path)
+    except ImageError as error:
+        return error.message
+
+
+def _answered(
+    paths: Sequence[Path],
+    opened: Sequence[Image.Image | str],
+    detector: Detector | None,
+    identifier: Detector | None,
+    open_set: bool,
+) -> Iterator[Prediction]:
     images = [image for image in opened if not isinstance(image, str)]
     detected = iter(_answers(detector, images))
     identified = iter(_answers(identifier, images))

@@ -141,7 +141,7 @@ def convert(
     track: Track | str,
     stem_stride: int | None = None,
     overwrite: bool = False,
-    finish: Callable[[Path], None] = lambda folder: None,
+    finish: Callable[[Path], object] = lambda folder: None,
 ) -> Conversion:
     """Makes a publishable model folder of one of upstream's checkpoints.
 

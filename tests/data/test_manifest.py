@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -217,6 +219,40 @@ class TestTables:
         text = "path,label,split\na.png,real,train\nb.png,real,train\n./a.png,real,test\n"
         with pytest.raises(AnnotationError, match=r"line 4.*each image once.*line 2"):
             read_annotations(listed(tmp_path, text, "a.csv"))
+
+    def test_class_names_beside_it(self, tmp_path: Path) -> None:
+        """They give the ids where rows do not show all names, and have to fit the rows."""
+        file = listed(
+            tmp_path, HEADER + "a.png,synthetic,faces,GAN,X,train,x,y\nb.png,real,faces,real,real,train,x,y\n", "a.csv"
+        )
+        plain = read_annotations(file)
+        names = tmp_path / "a.classes.json"
+        names.write_text('{"generator": ["Z", "X", "real"], "content_type": ["maps", "faces"]}')
+        manifest = read_annotations(file)
+        assert manifest.records == plain.records and manifest.lists[:1] == plain.lists
+        assert manifest.vocabulary == replace(
+            plain.vocabulary, generator=("Z", "X", "real"), content_type=("maps", "faces")
+        )
+        assert manifest.lists[1] == (str(names), hashlib.sha256(names.read_bytes()).hexdigest())
+        for text, expected in {
+            "[": "a JSON object",
+            "[]": "an object",
+            '{"path": []}': "an object with some of label",
+            '{"generator": "X"}': "a list of names",
+            '{"generator": ["X", 1, "real"]}': "a list of names",
+            '{"generator": ["X", "X", "real"]}': "each name once",
+            '{"generator": ["real"]}': "such as 'X'",
+            '{"generator": ["real", "X"]}': "real as the last name",
+            '{"label": ["synthetic", "real"]}': "real and synthetic",
+            "[" * 100_000: "a JSON object",
+        }.items():
+            names.write_text(text)
+            with pytest.raises(AnnotationError, match=re.escape(expected)) as caught:
+                read_annotations(file)
+            assert str(names) in str(caught.value) and len(str(caught.value)) < 600
+        names.write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(AnnotationError):
+            read_annotations(file)
 
     def test_broken_parquet(self, tmp_path: Path) -> None:
         (tmp_path / "a.parquet").write_bytes(b"PAR1 not really PAR1")

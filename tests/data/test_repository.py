@@ -88,6 +88,7 @@ def test_bytes_columns_and_layout(make_root: MakeRoot, tmp_path: Path) -> None:
     report = build(root, tmp_path / "out")
     out = tmp_path / "out"
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
+        "NOTICE",
         "README.md",
         "build_report.json",
         "data/test-00000-of-00001.parquet",

@@ -388,7 +388,7 @@ def test_the_file_has_the_documented_keys_and_no_nan(tmp_path):
     assert list(content) == [
         *("schema_version", "track", "names", "model", "dataset", "preprocessing", "threshold", "bootstrap", "n"),
         *("class_counts", "skipped", "unknown_classes", "unknown", "metrics", "recall", "confusion", "baselines"),
-        *("by", "protocols", "comparison", "software", "per_image"),
+        *("by", "protocols", "comparison", "speed", "software", "per_image"),
     ]
     assert content["metrics"]["auc"] == {"value": None, "low": None, "high": None}
     assert content["recall"]["synthetic"]["value"] is None
@@ -433,3 +433,34 @@ def test_a_missing_file_is_named(tmp_path):
 def test_progress_is_shown(capsys):
     evaluate_rows(rows_of(4), by_level, track="detection", names=("real", "synthetic"), total=4, n_resamples=2)
     assert "4/4" in capsys.readouterr().err
+
+
+def test_a_notebook_shows_a_table_in_which_names_are_text():
+    from html.parser import HTMLParser
+
+    results = evaluate(rows_of())
+    results.model, results.dataset = {"name": "<script>alert(1)</script>"}, {"name": 'a"><b>', "split": "test"}
+    tags, texts = [], []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            tags.append(tag)
+            assert not attrs
+
+        def handle_data(self, data):
+            texts.append(data)
+
+    Reader().feed(results._repr_html_())
+    assert set(tags) == {"table", "caption", "thead", "tbody", "tr", "th", "td"}
+    assert tags.count("tr") == 1 + len(results.metrics)
+    assert texts[0] == 'detection by <script>alert(1)</script> on a"><b>/test; value [95% interval]'
+    auc = results.metrics["auc"]
+    assert f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]" in texts
+
+
+def test_an_object_is_read_as_a_file_is(tmp_path):
+    results = evaluate(rows_of())
+    results.write(tmp_path / "results.json")
+    assert Results.from_json(results.to_json()) == Results.read(tmp_path / "results.json")
+    with pytest.raises(UsageError, match="schema version 2, found version None"):
+        Results.from_json([1])

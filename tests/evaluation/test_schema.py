@@ -53,7 +53,7 @@ def test_the_schema_is_one_and_describes_every_key():
     for name, part in schema["$defs"].items():
         assert part["description"], name
         assert list(undescribed(part, name)) == []
-    assert set(schema["required"]) == set(schema["properties"])
+    assert set(schema["required"]) == set(schema["properties"]) - {"speed"}  # which older files lack
 
 
 def test_results_pass(detection_content, identification_content):
@@ -203,3 +203,23 @@ def test_without_jsonschema_the_extra_is_named(detection_content, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jsonschema" else find_spec(name))
     with pytest.raises(MissingExtraError, match=r"imaginet_hub\[eval\]"):
         validate(detection_content)
+
+
+def test_speed_is_optional_and_checked(detection_content):
+    timed = {
+        **{"images_per_second": 10.0, "crop_size": 128, "turns": 6, "batch_size": 8, "device": "a processor"},
+        **{"dtype": "float32", "compiled": False, "threads": 2, "torch": "2.15.0"},
+        "yardstick": {"name": "resnet50 of timm", "images_per_second": 2.0, "crop_size": 224},
+        "ratio": {"value": 5.0, "low": 4.0, "high": 6.0},
+    }
+    validate(changed(detection_content, ["speed"], ...))  # as older files have it
+    validate(changed(detection_content, ["speed"], timed))
+    assert detection_content["speed"] is None
+    for path, value, said in (
+        (["ratio"], {"value": 5.0, "low": 6.0, "high": 4.0}, "low <= high"),
+        (["images_per_second"], 0, "speed"),
+        (["device"], ..., "device"),
+        (["mood"], "good", "no key mood"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            validate(changed(detection_content, ["speed"], changed(timed, path, value)))

@@ -484,3 +484,25 @@ def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(done.stdout) < 30, "MB; the images alone are 70, decoded and cropped at 256 px 2,000"
+
+
+def test_speed_is_measured_where_there_is_a_network(
+    dataset: Path, tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from imaginet_hub.inference import measure as module
+
+    timed = {
+        **{"images_per_second": 10.0, "crop_size": 32, "turns": 6, "batch_size": 8, "device": "a processor"},
+        **{"dtype": "float32", "compiled": False, "threads": 2, "torch": "2.15.0"},
+        "yardstick": {"name": "resnet50 of timm", "images_per_second": 2.0, "crop_size": 224},
+        "ratio": {"value": 5.0, "low": 4.0, "high": 6.0},
+    }
+    seen = []
+    monkeypatch.setattr(module, "measure_speed", lambda detector: seen.append(detector.names) or timed)
+    results = run(models["detection"], dataset, tmp_path / "r.json", speed=True)
+    assert results.speed == timed and Results.read(tmp_path / "r.json").speed == timed
+    assert seen == [("synthetic", "real")] or seen == [("real", "synthetic")]
+    assert "10 images a second, 5.000 [4.000, 6.000] times as many as resnet50 of timm" in summary(results)
+    assert run(models["detection"], dataset, tmp_path / "again.json").speed is None
+    with pytest.raises(UsageError, match="--speed: expected a model of this package"):
+        run(red, dataset, tmp_path / "other.json", speed=True)

@@ -1,0 +1,181 @@
+"""What a push would send, and what it refuses, before any network."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from imaginet_hub.cards import dataset_card, write_card
+from imaginet_hub.cli import main
+from imaginet_hub.data.repository import build_repository
+from imaginet_hub.errors import DataNotFoundError, PublishError, UsageError
+from imaginet_hub.publish import plan_push
+from tests.conftest import table_rows, write_root
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of which half of the real rows may not be passed on, as far as is known."""
+    base = tmp_path_factory.mktemp("built")
+    rows = table_rows(real=12, synthetic=8)
+    for number, row in enumerate(rows):
+        if number < 6:
+            row["license"], row["source"] = "all rights reserved", "an archive"
+    write_root(base / "root", rows)
+    build_repository(base / "root", base / "dataset", render_card=dataset_card)
+    return base / "dataset"
+
+
+@pytest.fixture
+def dataset(built: Path, tmp_path: Path) -> Path:
+    shutil.copytree(built, tmp_path / "dataset")
+    return tmp_path / "dataset"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    pytest.importorskip("torch")
+    from imaginet_hub import SelfConImageProcessor, SelfConResNetConfig, SelfConResNetForImageClassification
+
+    config = SelfConResNetConfig(
+        backbone="test_resnet", num_labels=2, id2label={0: "real", 1: "synthetic"}, track="detection"
+    )
+    SelfConResNetForImageClassification(config).save_pretrained(tmp_path / "model")
+    SelfConImageProcessor().save_pretrained(tmp_path / "model")
+    write_card(tmp_path / "model", license="apache-2.0")
+    return tmp_path / "model"
+
+
+def test_every_file_with_size_and_licence(model: Path) -> None:
+    plan = plan_push(model, "me/model")
+    there = {path.relative_to(model).as_posix(): path.stat().st_size for path in model.rglob("*") if path.is_file()}
+    planned = {file.name: file.size for file in plan.files}
+    assert planned.keys() == there.keys() and {"model.safetensors", "config.json", "README.md"} <= planned.keys()
+    assert all(planned[name] == size for name, size in there.items() if name != "README.md")
+    assert plan.fine and plan.repo_type == "model" and plan.kept is None
+    assert {file.license for file in plan.files if not file.name.endswith(".py")} == {"apache-2.0"}
+    assert "me/model" in plan.card and "PATH_OR_REPO" not in plan.card
+    text = plan.text()
+    assert all(name in text for name in planned)
+
+
+def test_rows_that_may_not_be_passed_on(dataset: Path) -> None:
+    plan = plan_push(dataset, "me/dataset")
+    assert not plan.fine and not plan.refused and plan.kept == 14
+    assert [(w.source, w.license, w.images) for w in plan.withheld] == [("an archive", "all rights reserved", 6)]
+    for stated in ("an archive", "all rights reserved", "all"):
+        assert plan_push(dataset, "me/dataset", redistribute=[stated]).fine
+    with pytest.raises(UsageError, match="an archive"):
+        plan_push(dataset, "me/dataset", redistribute=["an archve"])
+
+
+def add(folder: Path, name: str, content: bytes = b"x") -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content)
+
+
+REFUSED: dict[str, Callable[[Path], object]] = {
+    "imaginet.py": lambda folder: add(folder, "imaginet.py"),
+    "data.py": lambda folder: add(folder, "data.py"),
+    "training_args.bin": lambda folder: add(folder, "training_args.bin"),
+    "checkpoint-5/optimizer.pt": lambda folder: add(folder, "checkpoint-5/optimizer.pt"),
+    "innocent.txt": lambda folder: add(folder, "innocent.txt", pickle.dumps({"a": [1, 2, 3]})),
+    ".env": lambda folder: add(folder, ".env"),
+    "notes.md": lambda folder: add(folder, "notes.md", b"export HF_TOKEN=hf_" + b"aB3d" * 9),
+    "outside.json": lambda folder: (folder / "outside.json").symlink_to("/etc/hostname"),
+    "elsewhere": lambda folder: (folder / "elsewhere").symlink_to("/etc"),
+    "circle": lambda folder: (folder / "circle").symlink_to("circle"),
+    "pipe": lambda folder: os.mkfifo(folder / "pipe"),
+    "gone": lambda folder: (folder / "gone").symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_files_that_must_not_go(dataset: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    REFUSED[name](dataset)
+    plan = plan_push(dataset, "me/data", redistribute=["all"])
+    assert [file.name for file in plan.refused] == [name]
+    command = ["push", str(dataset), "me/data", "--redistribute", "all"]
+    assert main([*command, "--dry-run"]) == 1
+    assert "REFUSED" in capsys.readouterr().out
+    assert main(command) == 1  # and no connection was opened
+    assert name in capsys.readouterr().err
+    if name not in ("elsewhere", "circle", "gone"):
+        assert main([*command, "--dry-run", "--exclude", name]) == 0
+
+
+def test_what_tools_leave_stays_here(dataset: Path) -> None:
+    for name in (".git/config", ".cache/huggingface/x", "__pycache__/a.pyc", ".DS_Store"):
+        add(dataset, name, b"hf_" + b"aB3d" * 9)
+    assert plan_push(dataset, "me/data", redistribute=["all"]).fine
+
+
+def test_a_link_inside_the_folder_may_go(dataset: Path) -> None:
+    add(dataset, "docs/a.txt")
+    (dataset / "b.txt").symlink_to("docs/a.txt")
+    assert plan_push(dataset, "me/data", redistribute=["all"]).fine
+
+
+def test_a_card_that_was_written_by_hand(dataset: Path) -> None:
+    card = dataset / "README.md"
+    card.write_text(card.read_text().replace("20 images", "2,000,000 images"))
+    with pytest.raises(PublishError, match="imaginet card"):
+        plan_push(dataset, "me/data")
+    write_card(dataset, "me/data")
+    assert "2,000,000" not in card.read_text()
+    plan_push(dataset, "me/data")
+    card.unlink()
+    with pytest.raises(PublishError, match="imaginet card"):
+        plan_push(dataset, "me/data")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        (("nowhere", "me/data"), DataNotFoundError, "found nothing"),
+        (("dataset", "data"), UsageError, "OWNER/NAME"),
+        (("dataset", "me/da ta"), UsageError, "OWNER/NAME"),
+        (("dataset", "me/data/x"), UsageError, "OWNER/NAME"),
+        (("empty", "me/data"), PublishError, "neither a dataset"),
+    ],
+    ids=["nowhere", "no owner", "space", "three", "empty"],
+)
+def test_what_cannot_be_pushed(
+    dataset: Path, arguments: tuple[str, str], error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(error, match=said):
+        plan_push(tmp_path / arguments[0], arguments[1])
+
+
+def test_the_wrong_type(dataset: Path) -> None:
+    with pytest.raises(UsageError, match="is a dataset"):
+        plan_push(dataset, "me/data", repo_type="model")
+
+
+def test_the_dry_run_as_json(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", str(dataset), "me/data", "--dry-run", "--json"]) == 1
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["rows"] == {"published": 14, "withheld": 6}
+    assert {"path", "bytes", "license", "refused"} == set(plan["files"][0])
+
+
+def test_names_that_steer_the_terminal(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add(dataset, "a\x1b[31m.txt")
+    assert main(["push", str(dataset), "me/data", "--dry-run"]) == 1
+    assert "\x1b" not in capsys.readouterr().out
