@@ -179,7 +179,7 @@ def dataset_card(
         rights=report.get("rights"),
         withheld=withheld,
         n_withheld=sum(row["images"] for row in withheld),
-        rebuild=str(report.get("rebuild") or _REBUILD).replace(PLACEHOLDER, repo_id or PLACEHOLDER),
+        rebuild=_rebuild(report).replace(PLACEHOLDER, repo_id or PLACEHOLDER),
         selected=selected,
         n_unselected=sum(row["images"] for row in selected.get("left_out", ())),
         has_identification=any(synthetic.values()),
@@ -239,7 +239,7 @@ def model_card(
         **terms,
         "library_name": "transformers",
         **({"pipeline_tag": "image-classification"} if track else {}),
-        "tags": ["synthetic-image-detection", "selfcon_resnet", "imaginet", *([str(track)] if track else [])],
+        "tags": ["synthetic-image-detection", "selfcon_resnet", "imaginet", *([_line(track)] if track else [])],
     }
     base, dataset = _base_model(config, training or {}), trained_on.get("name")
     if base is not None:
@@ -363,12 +363,16 @@ def write_card(
             file.parent.mkdir(exist_ok=True)
             _write(file, json.dumps(new, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         _write(folder / CARD, render_folder(folder, repo_id, license=license))
-    except BaseException:
+    except BaseException as error:
         for file, old in before.items():
             if old is None:
                 file.unlink(missing_ok=True)
             else:
                 file.write_bytes(old)
+        if isinstance(error, OSError):
+            raise UsageError(
+                f"{folder}: the card cannot be written ({error}); make room, or change its rights"
+            ) from error
         raise
     return folder / CARD
 
@@ -488,8 +492,9 @@ def _harmless(value: Any) -> Any:
         return Markup(f"{value:.6g}")
     text = _worded(value)
     before, after = " " * text[:1].isspace(), " " * (text[-1:].isspace() and bool(text.strip()))
-    text = _LIVE.sub(r"\\\g<0>", _line(text).translate(_ENTITIES))
-    text = re.sub(r"^(\d+)([.)])", r"\1\\\2", text)  # no list either
+    line = _line(text) or "?" * bool(text.strip(" "))
+    text = _LIVE.sub(r"\\\g<0>", line.translate(_ENTITIES))
+    text = re.sub(r"^(\d+)([.)])(?= |$)", r"\1\\\2", text)  # no list either
     text = re.sub(r"(?i)\b(www)\.", r"\1&#46;", text.replace("://", ":&#47;/"))
     return Markup(f"{before}{text}{after}")
 
@@ -529,11 +534,11 @@ def _environment() -> jinja2.Environment:
 
 def _rendered(template: str, metadata: Mapping[str, Any], repo_id: str | None, **context: Any) -> str:
     text = yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True, width=1000)
-    return (
-        _environment()
-        .get_template(f"{template}.md.jinja")
-        .render(metadata=Markup(text), repo=repo_id or PLACEHOLDER, **context)
+    environment = _environment()
+    card = environment.get_template(f"{template}.md.jinja").render(
+        metadata=Markup(text), repo=repo_id or PLACEHOLDER, **context
     )
+    return re.sub(r"\n{3,}", "\n\n", card).rstrip("\n") + "\n"  # what is not there leaves no gap
 
 
 # ---- what is shown
@@ -589,6 +594,12 @@ def _by_split(report: Mapping[str, Any], column: str) -> dict[str, list[int]]:
     }
 
 
+def _rebuild(report: Mapping[str, Any]) -> str:
+    """The command that readers are told to run: this one, with what options the report has of it."""
+    command = str(report.get("rebuild", ""))
+    return command if re.fullmatch(rf"{re.escape(_REBUILD)}( --[a-z-]+( \w+)?)*", command, re.ASCII) else _REBUILD
+
+
 def _recipe(training: Mapping[str, Any]) -> list[tuple[str, Any]]:
     found = []
     for place, title in _RECIPE.items():
@@ -620,7 +631,14 @@ def _variant(result: Mapping[str, Any]) -> str:
 def _named(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Results whose datasets' names are one line each, as YAML is to have them."""
     return [
-        {**result, "dataset": {**result["dataset"], "name": _line(result["dataset"].get("name") or "dataset")}}
+        {
+            **result,
+            "dataset": {
+                **result["dataset"],
+                "name": _line(result["dataset"].get("name") or "dataset"),
+                "split": _line(result["dataset"].get("split") or "") or None,
+            },
+        }
         for result in results
     ]
 

@@ -420,8 +420,12 @@ def _parser() -> _Parser:
     push.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the Hub; made if it is not there")
     push.add_argument("--repo-type", choices=("dataset", "model"), help="default: what PATH is")
     push.add_argument("--private", action="store_true", help="make the repository private")
-    push.add_argument("--revision", metavar="BRANCH", help="branch to push to; made if it is not there (default main)")
-    push.add_argument("--create-pr", action="store_true", help="propose it as a pull request")
+    push.add_argument(
+        "--revision",
+        metavar="BRANCH",
+        help="branch to push to; made if it is not there (default main); refs/pr/N: an open pull request",
+    )
+    push.add_argument("--create-pr", action="store_true", help="propose it as a new pull request")
     push.add_argument(
         "--redistribute",
         action="append",
@@ -1103,7 +1107,13 @@ def _push(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(json.dumps(plan.to_json(), indent=2, ensure_ascii=False) if args.json else plan.text())
         return 0 if plan.fine else 1
-    address = push(plan, private=args.private, revision=args.revision, create_pr=args.create_pr, show=_remarks(args))
+    options = {"private": args.private, "revision": args.revision, "create_pr": args.create_pr}
+    try:
+        address = push(plan, **options, show=_remarks(args))
+    except (ImagiNetError, KeyboardInterrupt):
+        if "tqdm" in sys.modules and sys.stderr.isatty():
+            print(file=sys.stderr)  # a bar may stand there
+        raise
     print(json.dumps({**plan.to_json(), "url": address}, indent=2, ensure_ascii=False) if args.json else address)
     return 0
 

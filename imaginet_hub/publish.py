@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ import huggingface_hub
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import logging, validate_repo_id
 
 from imaginet_hub.cards import check_card, dataset_card, render_folder
 from imaginet_hub.data.builder import BUILD_REPORT
@@ -231,8 +232,8 @@ def push(
     Args:
         plan: see `plan_push`; nothing in it may be refused but rows, which stay here.
         private: make the repository private; one that is public already is refused.
-        revision: branch to push to; made if it is not there. Default: main.
-        create_pr: propose the commit as a pull request.
+        revision: branch to push to; made if it is not there. Or refs/pr/N, an open pull request. Default: main.
+        create_pr: propose the commit as a pull request, a new one each time.
         token: of the Hub; by default as `hf auth login` or HF_TOKEN left it.
         show: told of what is done on the way, a line at a time.
 
@@ -260,7 +261,7 @@ def push(
             "render a dataset without them"
         )
     api = HfApi(token=token, library_name="imaginet_hub")
-    with _speaking(plan):
+    with _quiet_client(), _speaking(plan):
         if huggingface_hub.is_offline_mode():
             raise PublishError(f"{plan.repo_id}: HF_HUB_OFFLINE is set, so nothing can be pushed; unset it")
         say(f"logged in as {_patiently(api.whoami, say).get('name')}")
@@ -273,7 +274,7 @@ def push(
                 f"{plan.repo_id} is there and public, so --private cannot be kept; make it private on its settings "
                 "page, or choose another name"
             )
-        if revision not in (None, "main"):
+        if revision not in (None, "main") and not str(revision).startswith("refs/"):  # refs/pr/1 is there or not
             _patiently(
                 lambda: api.create_branch(plan.repo_id, branch=str(revision), repo_type=plan.repo_type, exist_ok=True),
                 say,
@@ -297,6 +298,15 @@ def _commit(
     where: dict[str, Any] = {"repo_type": plan.repo_type, "revision": revision}
     head = api.repo_info(plan.repo_id, **where).sha
     operations = _operations(folder, plan, card, api.list_repo_files(plan.repo_id, **where))
+    adds = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
+    say(f"sending {len(adds):,} files; what is there already is not sent again")
+    api.preupload_lfs_files(plan.repo_id, adds, **where, create_pr=create_pr, free_memory=False)
+    ignored = [add.path_in_repo for add in adds if getattr(add, "_should_ignore", False)]
+    if ignored:
+        raise PublishError(
+            f"{plan.repo_id}: a .gitignore there names {len(ignored):,} of the files, such as {one_line(ignored[0])}, "
+            "so they would be left out; remove it from the repository, or use --exclude"
+        )
     done = api.create_commit(
         plan.repo_id,
         operations,
@@ -434,29 +444,31 @@ def _operations(
 
 
 def _patiently(call: Callable[[], _Result], say: Callable[[str], None]) -> _Result:
-    """Ask again where the Hub is busy or the line was cut. Every call here may be made twice."""
+    """Ask again where the Hub is busy or the line was cut. Every call here may be made twice.
+
+    (What goes to the storage of large files the client itself tries several times.)
+    """
     for attempt in range(1, _ATTEMPTS):
         try:
             return call()
-        except (HfHubHTTPError, httpx2.TransportError, RuntimeError) as error:
-            cause = error.__cause__ if isinstance(error, RuntimeError) else error  # a thread's upload wraps its own
-            if isinstance(cause, HfHubHTTPError):
-                if cause.response.status_code not in _PASSING:
+        except (HfHubHTTPError, httpx2.TransportError) as error:
+            wait = 2.0**attempt / 2
+            if isinstance(error, HfHubHTTPError):
+                if error.response.status_code not in _PASSING:
                     raise
-                asked = cause.response.headers.get("retry-after", "")
-                wait = float(asked) if asked.isdigit() else 2.0**attempt / 2
-            elif isinstance(cause, httpx2.TransportError):
-                wait = 2.0**attempt / 2
-            else:
-                raise
-            wait = min(wait, _MOST_PATIENCE_S)
-            say(f"the Hub: {_reason(cause)}; again in {wait:.0f} s")
+                asked = error.response.headers.get("retry-after", "")
+                wait = min(float(asked), _MOST_PATIENCE_S) if asked.isdigit() else wait
+            say(f"the Hub: {_reason(error)}; again in {wait:.0f} s")
             time.sleep(wait)
     return call()
 
 
 def _reason(error: BaseException) -> str:
-    return one_line(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+    """What went wrong, in a line; without what signs an address, which would let whoever reads it write there."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, HfHubHTTPError):
+        said = f"{error.response.status_code} {error.response.reason_phrase}: {error.server_message or said}"
+    return one_line(re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", said)[:300])
 
 
 #: What a status of the Hub means for somebody who publishes.
@@ -468,6 +480,17 @@ _REMEDIES: Mapping[int, str] = {
     413: "the Hub takes no files of that size",
     429: "the Hub asks for patience; run the same command again later",
 }
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """What the client logs on the way (addresses that are signed among it) is said here, in a line, or not at all."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextmanager

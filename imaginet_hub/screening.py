@@ -77,7 +77,7 @@ def refusal(file: Path, name: str, repo_type: str, repo_name: str = "") -> str |
 
     Refused are pickles (by name and by content, also in archives and compressed files, and arrays of objects),
     archives that cannot be looked into, files that are not what their name says, loading scripts that make `datasets`
-    refuse a whole repository, and secrets (by name and by content).
+    refuse a whole repository, lists of what the Hub is to leave out, and secrets (by name and by content).
 
     Args:
         file: a regular file.
@@ -91,6 +91,8 @@ def refusal(file: Path, name: str, repo_type: str, repo_name: str = "") -> str |
     base = PurePosixPath(name).name.lower()
     if repo_type == "dataset" and base in {"imaginet.py", f"{repo_name.lower()}.py"}:
         return f"datasets refuses a repository with the loading script {base}"
+    if base == ".gitignore":
+        return "the Hub would leave out what it names, and say nothing"
     if any(fnmatch.fnmatchcase(base, pattern) for pattern in _SECRET_NAMES):
         return "a file of this name holds secrets"
     if any(fnmatch.fnmatchcase(base, pattern) for pattern in _PICKLE_NAMES):

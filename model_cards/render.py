@@ -27,8 +27,8 @@ def read(file: Path) -> dict:
 
 def take_over(demo: Path) -> None:
     """Copy what the cards are made of; results without the scores of single images, which a picture is made of."""
-    for name in ("build_report", "audit"):
-        shutil.copyfile(demo / "dataset" / f"{name}.json", DATASET / f"{name}.json")
+    for name in ("build_report.json", "audit.json", "NOTICE"):
+        shutil.copyfile(demo / "dataset" / name, DATASET / name)
     for track in Track:
         for name in ("config", "training"):
             shutil.copyfile(demo / track / f"{name}.json", RESULTS / f"{track}.{name}.json")

@@ -96,6 +96,7 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "checkpoint-5/optimizer.pt": lambda folder: add(folder, "checkpoint-5/optimizer.pt"),
     "innocent.txt": lambda folder: add(folder, "innocent.txt", pickle.dumps({"a": [1, 2, 3]})),
     ".env": lambda folder: add(folder, ".env"),
+    ".gitignore": lambda folder: add(folder, ".gitignore", b"*.parquet\n"),
     "notes.md": lambda folder: add(folder, "notes.md", b"export HF_TOKEN=hf_" + b"aB3d" * 9),
     "outside.json": lambda folder: (folder / "outside.json").symlink_to("/etc/hostname"),
     "elsewhere": lambda folder: (folder / "elsewhere").symlink_to("/etc"),

@@ -478,7 +478,6 @@ def test_refusals_from_the_shell(hub: Hub, models: dict[Track, Path], tmp_path: 
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="publish.py names the whole address")
 def test_addresses_that_let_anybody_write_are_not_shown(
     hub: Hub, models: dict[Track, Path], push_here: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -487,7 +486,6 @@ def test_addresses_that_let_anybody_write_are_not_shown(
     assert "Signature=" not in capsys.readouterr().err
 
 
-@pytest.mark.xfail(strict=True, reason="publish.py says that it pushed everything")
 @pytest.mark.parametrize("where", ["here", "there"])
 def test_no_file_is_left_out_in_silence(
     hub: Hub,

@@ -69,21 +69,23 @@ class Sized:
 
 
 def plan_split(
-    rows: Sequence[Sized], *, seed: int, row_group_bytes: int = ROW_GROUP_BYTES, shard_bytes: int = SHARD_BYTES
+    rows: Sequence[Sized], *, seed: int | None, row_group_bytes: int = ROW_GROUP_BYTES, shard_bytes: int = SHARD_BYTES
 ) -> list[list[list[Record]]]:
     """Decide where every row of one split goes: shards of row groups of records.
 
     Rows are ordered by a hash of (seed, path), so that the order depends neither on the annotations' order nor on
-    which other images are there. Each label's rows are cut into groups of about equal bytes, at least
-    `row_group_bytes` each (a label with fewer bytes than that has one group); groups are dealt so that after any
-    number of them each label is as close as possible to its share.
+    which other images are there; without a seed they stay in their order. Each label's rows are cut into groups of
+    about equal bytes, at least `row_group_bytes` each (a label with fewer bytes than that has one group); groups are
+    dealt so that after any number of them each label is as close as possible to its share.
 
     Returns:
         Shards; a shard is a list of row groups, a row group a list of records of one label.
     """
     queues: dict[str, list[list[Sized]]] = {}
     for label in Origin:
-        mine = sorted((row for row in rows if row.record.label == label), key=lambda row: _order(row.record, seed))
+        mine = [row for row in rows if row.record.label == label]
+        if seed is not None:
+            mine.sort(key=lambda row: _order(row.record, seed))
         if mine:
             queues[str(label)] = _cut(mine, row_group_bytes)
     totals = {label: len(groups) for label, groups in queues.items()}

@@ -352,8 +352,9 @@ def write_redistributable(
     sizes = stored.sizes(kept)
     facts = {record.file: replace(stored.facts[record.file], size=sizes[record.file]) for record in kept}
     seed = int(stored.report.get("seed", 0))
+    # In the files' order, which is that of the seed: row groups are read one after the other.
     plans = {
-        split: plan_split(rows, seed=seed, row_group_bytes=row_group_bytes, shard_bytes=shard_bytes)
+        split: plan_split(rows, seed=None, row_group_bytes=row_group_bytes, shard_bytes=shard_bytes)
         for split, rows in _by_split(kept, sizes).items()
     }
     with _reading(source):

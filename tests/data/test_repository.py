@@ -217,7 +217,7 @@ def test_hostile_text_stays_in_its_cell(tmp_path: Path) -> None:
     text = (out / "README.md").read_text()
     assert "<script>" not in text
     assert yaml.safe_load(text.split("---\n")[1])["configs"]
-    assert any(line.startswith("| a \\| b --- &lt;script>'x' | 20 |") for line in text.splitlines())
+    assert any(line.startswith("| me | a \\| b --- &lt;script>\\`x\\` | 20 |") for line in text.splitlines())
 
 
 def test_plain_datasets_loads_it_without_this_package(make_root: MakeRoot, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def photograph(seed, size=(CROP, CROP)):
     return Image.fromarray((np.asarray(soft) + noise).clip(0, 255).astype(np.uint8))
 
 
-def traced(image, strength=8):
+def traced(image, strength=24):
     """The image with a checkerboard."""
     pixels = np.asarray(image).astype(int)
     board = np.indices(pixels.shape[:2]).sum(axis=0) % 2 * 2 - 1
@@ -61,20 +61,20 @@ def traced(image, strength=8):
 
 @pytest.fixture(scope="module")
 def knowing():
-    """A detector that goes by checkerboards: random features, and a head without a hidden layer's bends.
-
-    As relu(x) - relu(-x) = x, its two hidden units make a linear head.
+    """A detector that goes by checkerboards, wherever they are: random features, and a linear discriminant of those
+    at each position. As relu(x) - relu(-x) = x, two hidden units make a linear head.
     """
     detector = made(hidden=2)
     images = [photograph(seed) for seed in range(24)]
     images += [traced(image) for image in images]
     with torch.no_grad():
         inputs = detector.processor(images, return_tensors="pt")["pixel_values"]
-        features = detector.model.encoder(inputs).pooler_output.double().numpy()
-    truth = np.repeat([-1.0, 1.0], 24)
+        features = detector.model.encoder(inputs).last_hidden_state[..., 1:-1, 1:-1].flatten(2)
+    truth = np.repeat([-1.0, 1.0], 24 * features.shape[2])
+    features = features.transpose(1, 2).flatten(0, 1).double().numpy()
     centred = features - features.mean(axis=0)
-    scale = 1e-2 * (centred**2).sum() / centred.shape[1] * np.eye(centred.shape[1])
-    weights = np.linalg.solve(centred.T @ centred + scale, centred.T @ truth)
+    ridge = 1e-4 * (centred**2).sum() * np.eye(centred.shape[1])
+    weights = np.linalg.solve(centred.T @ centred + ridge, centred.T @ truth)
     norm, hidden, _, _, last = detector.model.classifier
     with torch.no_grad():
         norm.running_mean.copy_(torch.from_numpy(features.mean(axis=0)))
@@ -216,7 +216,7 @@ def test_deletion_finds_a_faithful_map_and_refuses_others(knowing):
     )
     wrong = deletion_curves(knowing, reversed_, orders=2)
     assert wrong.scores["highest first"] == pytest.approx(curves.scores["lowest first"], abs=1e-4)
-    assert all(interval["high"] < 0 for interval in wrong.advantage().values())
+    assert all(interval["value"] < 0 for interval in wrong.advantage().values())
     chance = deletion_curves(knowing, shuffled, orders=2).advantage()
     assert abs(chance["random"]["value"]) < 0.25 * found["random"]["value"]
 
