@@ -35,6 +35,7 @@ __all__ = [
     "card_metadata",
     "check_card",
     "dataset_card",
+    "is_rendered",
     "model_card",
     "perturbed_card",
     "render_folder",
@@ -163,8 +164,9 @@ def dataset_card(
         "generator": "Generator",
         "source": "Source",
     }
-    used = {source for facts in report["splits"].values() for source in facts["source"]}
     withheld = report.get("withheld") or []
+    used = {source for facts in report["splits"].values() for source in facts["source"]}
+    used |= {row["source"] for row in withheld}
     selected = report.get("selected") or {}
     return _rendered(
         "dataset",
@@ -321,6 +323,23 @@ def render_folder(folder: str | os.PathLike[str], repo_id: str | None = None, *,
         f"{folder}: expected a dataset that `imaginet build` or `imaginet perturb` wrote, or a model folder; "
         f"found no {_BUILD}, {_PERTURBED} or {_CONFIG}"
     )
+
+
+def is_rendered(folder: str | os.PathLike[str]) -> bool:
+    """Whether README.md is what the folder's own files give, under whatever name on the Hub.
+
+    Args:
+        folder: see `render_folder`.
+
+    Raises:
+        DataNotFoundError, UsageError: see `render_folder`.
+    """
+    folder = Path(folder).expanduser()
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    named = re.search(r'(?:load_dataset\(|model=)"([^"\s]+)"', text)
+    repo_id = named[1] if named and named[1] != PLACEHOLDER and _is_hub_id(named[1]) else None
+    return text in (render_folder(folder), render_folder(folder, repo_id))
 
 
 def write_card(

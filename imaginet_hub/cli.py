@@ -1072,17 +1072,17 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _card(args: argparse.Namespace) -> int:
-    from imaginet_hub.cards import card_metadata, check_card, render_folder, write_card
+    from imaginet_hub.cards import card_metadata, check_card, is_rendered, write_card
 
     folder = Path(args.path).expanduser()
     there = folder / "README.md"
     wrong: list[str] = []
     if not args.check:
         write_card(folder, args.repo_id, audit=args.audit, results=args.results, license=args.license)
-    elif args.audit or args.results or args.license:
-        raise UsageError("--check looks at what is in PATH; leave --audit, --results and --license out")
+    elif args.repo_id or args.audit or args.results or args.license:
+        raise UsageError("--check looks at what is in PATH; leave --repo-id, --audit, --results and --license out")
     text = there.read_text(encoding="utf-8") if there.is_file() else ""
-    if args.check and text not in (render_folder(folder, args.repo_id), render_folder(folder)):
+    if args.check and not is_rendered(folder):
         wrong = [f"{there} is not what would be rendered; run: imaginet card {shlex.quote(args.path)}"]
     wrong = wrong or check_card(text, "model" if (folder / "config.json").is_file() else "dataset")
     for line in wrong:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,12 +22,11 @@ from typing import Any, TypeVar
 
 import httpx2
 import huggingface_hub
-import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import logging, validate_repo_id
 
-from imaginet_hub.cards import check_card, dataset_card, render_folder
+from imaginet_hub.cards import card_metadata, check_card, dataset_card, is_rendered, render_folder
 from imaginet_hub.data.builder import BUILD_REPORT
 from imaginet_hub.data.folders import staged
 from imaginet_hub.data.units import human_bytes, one_line
@@ -343,15 +343,14 @@ def _type_of(folder: Path) -> str:
 def _checked_card(folder: Path, repo_id: str, repo_type: str) -> str:
     """README.md as it is to be published: rendered, and but for the repository's name the one that is there."""
     card = render_folder(folder, repo_id)
-    there = folder / _CARD
-    if not there.is_file() or there.read_text(encoding="utf-8") not in (card, render_folder(folder)):
+    if not is_rendered(folder):
         raise PublishError(
-            f"{there} is not what the folder's own files give, and figures are not typed into cards; "
+            f"{folder / _CARD} is not what the folder's own files give, and figures are not typed into cards; "
             f"run: imaginet card {folder}"
         )
     wrong = check_card(card, repo_type)
     if wrong:
-        raise PublishError(f"{there}: {'; '.join(wrong)}")
+        raise PublishError(f"{folder / _CARD}: {'; '.join(wrong)}")
     return card
 
 
@@ -359,7 +358,7 @@ class _Licenses:
     """What to say of a file's terms, from the card's metadata and the rows."""
 
     def __init__(self, card: str, repo_type: str, withheld: Sequence[Withheld]) -> None:
-        metadata = yaml.safe_load(card.split("---", 2)[1])
+        metadata = card_metadata(card) or {}
         stated = metadata.get("license_name") or metadata.get("license") or "no licence stated"
         self._rows = "per row, see NOTICE" + (", without what is refused below" if withheld else "")
         self._stated = "the publisher's own" if repo_type == "dataset" else str(stated)
@@ -425,6 +424,7 @@ def _published(plan: PushPlan, say: Callable[[str], None]) -> Iterator[tuple[Pat
     with staged(plan.folder.with_name(f"{plan.folder.name}-push")) as scratch:  # beside it: there is room for such
         folder = scratch / plan.folder.name
         write_redistributable(plan.folder, folder, plan.redistribute, render_card=dataset_card)
+        shutil.copyfile(plan.folder / _CARD, folder / _CARD)  # what a person states in its YAML is kept
         yield folder, render_folder(folder, plan.repo_id)
 
 

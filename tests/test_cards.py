@@ -151,6 +151,7 @@ def test_what_is_withheld_is_counted_and_one_command_brings_it() -> None:
     assert "```bash\nimaginet build ROOT OUT --complete me/mine\n```" in card
     assert "... and 11 more in `build_report.json`" in card
     assert "Nothing: every annotated image is in." not in card
+    assert "Lin et al., Microsoft COCO" in card  # cited, though its images are not here
     rebuild = "imaginet build ROOT OUT --complete PATH_OR_REPO --seed 3"
     assert "--complete me/mine --seed 3" in dataset_card({**report, "rebuild": rebuild}, repo_id="me/mine")
     assert "rm " not in dataset_card({**report, "rebuild": f"{rebuild}; rm -rf ~"})

@@ -310,8 +310,8 @@ class _Stored:
 def write_redistributable(
     folder: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    stated: Sequence[str] = (),
-    render_card: Callable[[dict[str, Any]], str] = lambda report: "",
+    stated: Sequence[str],
+    render_card: Callable[[dict[str, Any]], str],
     *,
     row_group_bytes: int = ROW_GROUP_BYTES,
     shard_bytes: int = SHARD_BYTES,

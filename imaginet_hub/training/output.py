@@ -238,7 +238,8 @@ def save_final(model: SelfConResNetPreTrainedModel, processor: Any, folder: Path
     for file in sorted(staging.iterdir(), key=lambda file: file.suffix == ".safetensors"):
         file.replace(folder / file.name)
     staging.rmdir()
-    (folder / "README.md").unlink(missing_ok=True)  # likewise an earlier model's
+    for file in (folder / "README.md", *folder.glob("results/*.json")):  # likewise an earlier model's
+        file.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -17,10 +17,14 @@ from imaginet_hub.evaluation import contact_sheet, detection_figure, identificat
 from imaginet_hub.evaluation.comparison import compare_results
 from imaginet_hub.evaluation.figures import (
     comparison_figure,
+    deletion_figure,
+    embedding_figure,
     mistakes_figure,
+    patch_figure,
     reliability_figure,
     roc_figure,
     spectra_figure,
+    training_figure,
 )
 from imaginet_hub.evaluation.mistakes import Mistake
 from imaginet_hub.evaluation.report import interval_text
@@ -386,3 +390,64 @@ def test_figures_leave_pyplot_alone(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.svg"], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_patch_figure_shares_one_scale_around_zero(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (24, width, 3), dtype=np.uint8) for width in (24, 40)]
+    values = [rng.normal(size=image.shape[:2]) * scale for image, scale in zip(images, (1, 5), strict=True)]
+    figure = patch_figure(images, values, ["a $1", "b"])
+    above, below = figure.axes[:2], figure.axes[2:4]
+    assert all(np.array_equal(axes.images[0].get_array(), image) for axes, image in zip(above, images, strict=True))
+    overlays = [axes.images[1] for axes in below]
+    assert all(np.array_equal(o.get_array(), part) for o, part in zip(overlays, values, strict=True))
+    assert len({o.get_clim() for o in overlays}) == 1
+    low, high = overlays[0].get_clim()
+    assert low == -high == -np.percentile(np.abs(np.concatenate([part.ravel() for part in values])), 99)
+    assert [axes.get_title() for axes in above] == [r"a \$1", "b"]
+    save_figure(figure, tmp_path / "patches.png")
+    for wrong in (([], []), (images, values[:1]), (images, values[::-1])):
+        with pytest.raises(UsageError, match="patch_figure: expected one or more images"):
+            patch_figure(*wrong)
+    assert patch_figure(images[:1], [values[0] * 0]).axes[1].images[1].get_clim() == (-1, 1)
+
+
+def test_deletion_figure_shows_means_and_advantages(tmp_path):
+    fractions = np.array([0, 0.5, 1.0])
+    scores = {"highest first": np.array([[3, 1, 0.0], [5, 1, 0.0]]), "random": np.array([[3, 2, 0.0], [5, 4, 0.0]])}
+    figure = deletion_figure(fractions, scores, {"random": {"value": 1.0, "low": 0.5, "high": 1.5}})
+    (axes,) = figure.axes
+    for order, part in scores.items():
+        assert line(axes, order).get_ydata() == pytest.approx(part.mean(axis=0))
+    assert legend_of(figure) == ["highest first", "random (1.000 [0.500, 1.500])"]
+    assert axes.get_ylabel().endswith("mean of 2 images")
+    save_figure(figure, tmp_path / "deletion.png")
+    for wrong in ({}, {"random": np.zeros((2, 4))}, {"random": np.zeros(3)}):
+        with pytest.raises(UsageError, match=r"expected scores \(images, 3\)"):
+            deletion_figure(fractions, wrong)
+
+
+def test_training_figure_leaves_out_what_was_not_logged(tmp_path):
+    history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None, "learning_rate": 0.1}, {"step": 3, "loss": 1.0}]
+    figure = training_figure({"a": history, "b": history[:1]})
+    loss, _, rate, _ = figure.axes
+    assert loss.lines[0].get_xydata().tolist() == [[1, 2.0], [3, 1.0]]
+    assert rate.lines[0].get_xydata().tolist() == [[2, 0.1]]
+    save_figure(figure, tmp_path / "training.png")
+    for wrong in ({}, {"a": []}):
+        with pytest.raises(UsageError, match="training_figure: expected runs with a history"):
+            training_figure(wrong)
+
+
+def test_embedding_figure_shows_every_point_once(tmp_path):
+    rng = np.random.default_rng(0)
+    points, labels = rng.normal(size=(100, 2)), [f"_family {i % 10}" for i in range(100)]
+    figure = embedding_figure(points, labels, "t-SNE")
+    (axes,) = figure.axes
+    drawn = np.concatenate([part.get_offsets() for part in axes.collections])
+    assert sorted(map(tuple, drawn)) == sorted(map(tuple, points))
+    assert legend_of(figure) == [*(f" _family {i} (10)" for i in range(8)), "2 others"]
+    save_figure(figure, tmp_path / "embedding.png")
+    for wrong in ((points, labels[1:]), (points[:0], []), (points[:, :1], labels)):
+        with pytest.raises(UsageError, match=r"embedding_figure: expected points \(n, 2\)"):
+            embedding_figure(*wrong)
