@@ -185,6 +185,14 @@ def _parser() -> _Parser:
         help="a published dataset (Hub id or folder) that had to leave rows out: fill ROOT with its images, fetch the "
         "others (its withheld.csv) from their sources, and build all of them",
     )
+    build.add_argument(
+        "--from",
+        dest="own",
+        action="append",
+        default=[],
+        metavar="SOURCE=PATH",
+        help="with --complete, what you have of a source, as for `imaginet fetch`; may be repeated",
+    )
     _add_licenses(build, "to build")
     _add_workers(build, "threads that check images and write files (default: one per core)", "--num-proc")
     build.add_argument("--overwrite", action="store_true", help="replace a dataset that was built there before")
@@ -758,6 +766,8 @@ def _build(args: argparse.Namespace) -> int:
 
     if args.complete is not None and not _completed(args):
         return 1
+    if args.own and args.complete is None:
+        raise UsageError("--from goes with --complete; `imaginet fetch ROOT --from SOURCE=PATH` fills a ROOT")
     report = build_repository(
         args.root,
         args.out,
@@ -798,12 +808,12 @@ def _completed(args: argparse.Namespace) -> bool:
 
     if args.annotations is not None or args.licenses is not None:
         raise UsageError("--complete builds all rows of the published dataset; leave --annotations and --licenses out")
-    summary = complete(args.complete, args.root, show=_remarks(args))
+    summary = complete(args.complete, args.root, own=_pairs("--from", args.own), show=_remarks(args))
     if not summary.complete:
         print(f"imaginet build: {_harmless(summary.text())}", file=sys.stderr)
         print(
             "imaginet build: nothing was built; run the same command again to go on, bring what cannot be had with "
-            f"`imaginet fetch {shlex.quote(args.root)} --from SOURCE=PATH`, or pass --allow-partial",
+            "--from SOURCE=PATH, or pass --allow-partial",
             file=sys.stderr,
         )
     return summary.complete or args.allow_partial

@@ -8,6 +8,7 @@ Files that the Hub has already are not sent again, so that an interrupted push g
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ from huggingface_hub.utils import logging, validate_repo_id
 from imaginet_hub.cards import card_metadata, check_card, dataset_card, is_rendered, render_folder
 from imaginet_hub.data.builder import BUILD_REPORT
 from imaginet_hub.data.folders import staged
+from imaginet_hub.data.rights import NOTICE, notice, rights_rows
 from imaginet_hub.data.units import human_bytes, one_line
 from imaginet_hub.data.withheld import redistributable, write_redistributable
 from imaginet_hub.errors import DataNotFoundError, ImagiNetError, PublishError, UsageError
@@ -96,7 +98,7 @@ class PushPlan:
             repository of the other rows with a manifest of these.
         kept: rows that go; None for a model.
         redistribute: what the publisher says may be passed on.
-        card: README.md as it goes.
+        rendered: name -> text of what goes as it is made now: README.md and, of a dataset, NOTICE.
     """
 
     folder: Path
@@ -106,7 +108,7 @@ class PushPlan:
     withheld: tuple[Withheld, ...]
     kept: int | None
     redistribute: tuple[str, ...]
-    card: str
+    rendered: Mapping[str, str]
 
     @property
     def refused(self) -> tuple[PlannedFile, ...]:
@@ -199,6 +201,7 @@ def plan_push(
         raise UsageError("--redistribute is about rows of a dataset; a model has none")
     withheld: tuple[Withheld, ...] = ()
     kept = None
+    rendered = {_CARD: _checked_card(folder, repo_id, is_type)}
     if is_type == "dataset":
         division = redistributable(folder, tuple(redistribute))
         withheld = tuple(
@@ -206,13 +209,19 @@ def plan_push(
             for (source, license_), images in sorted(division.withheld.items(), key=lambda item: (-item[1], item[0]))
         )
         kept = sum(division.kept.values())
-    card = _checked_card(folder, repo_id, is_type)
-    licenses = _Licenses(card, is_type, withheld)
+        rows = {
+            (license_, source): n for (source, license_), n in (*division.kept.items(), *division.withheld.items())
+        }
+        report = _report(folder)
+        stated = (*report.get("stated", ()), *redistribute)
+        rendered[NOTICE] = notice(rights_rows(rows), stated=stated, withheld=report.get("withheld", ()))
+    licenses = _Licenses(rendered[_CARD], is_type, withheld)
+    found = dict.fromkeys(rendered, (0, None)) | dict(_files(folder, repo_id, is_type, tuple(exclude)))
     files = tuple(
-        PlannedFile(name, size, licenses.of(name), why)
-        for name, size, why in _files(folder, repo_id, is_type, tuple(exclude), card)
+        PlannedFile(name, len(rendered[name].encode()) if name in rendered else size, licenses.of(name), why)
+        for name, (size, why) in sorted(found.items())
     )
-    return PushPlan(folder, repo_id, is_type, files, withheld, kept, tuple(redistribute), card)
+    return PushPlan(folder, repo_id, is_type, files, withheld, kept, tuple(redistribute), rendered)
 
 
 def push(
@@ -280,8 +289,8 @@ def push(
                 say,
             )
 
-        with _published(plan, say) as (folder, card):  # what may take an hour comes after what may be refused
-            commit = partial(_commit, api, plan, folder, card, revision, create_pr, say)
+        with _published(plan, say) as (folder, rendered):  # what may take an hour comes after what may be refused
+            commit = partial(_commit, api, plan, folder, rendered, revision, create_pr, say)
             # A pull request whose answer was lost is there all the same: asking again would make a second.
             return commit() if create_pr else _patiently(commit, say)
 
@@ -290,14 +299,14 @@ def _commit(
     api: HfApi,
     plan: PushPlan,
     folder: Path,
-    card: str,
+    rendered: Mapping[str, str],
     revision: str | None,
     create_pr: bool,
     say: Callable[[str], None],
 ) -> str:
     where: dict[str, Any] = {"repo_type": plan.repo_type, "revision": revision}
     head = api.repo_info(plan.repo_id, **where).sha
-    operations = _operations(folder, plan, card, api.list_repo_files(plan.repo_id, **where))
+    operations = _operations(folder, plan, rendered, api.list_repo_files(plan.repo_id, **where))
     adds = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
     say(f"sending {len(adds):,} files; what is there already is not sent again")
     api.preupload_lfs_files(plan.repo_id, adds, **where, create_pr=create_pr, free_memory=False)
@@ -340,6 +349,12 @@ def _type_of(folder: Path) -> str:
     )
 
 
+def _report(folder: Path) -> dict[str, Any]:
+    """What a build says of itself; of a division of an earlier one, also what was withheld."""
+    file = folder / BUILD_REPORT
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 def _checked_card(folder: Path, repo_id: str, repo_type: str) -> str:
     """README.md as it is to be published: rendered, and but for the repository's name the one that is there."""
     card = render_folder(folder, repo_id)
@@ -372,8 +387,8 @@ class _Licenses:
 
 
 def _files(
-    folder: Path, repo_id: str, repo_type: str, exclude: Sequence[str], card: str
-) -> Iterator[tuple[str, int, str | None]]:
+    folder: Path, repo_id: str, repo_type: str, exclude: Sequence[str]
+) -> Iterator[tuple[str, tuple[int, str | None]]]:
     """Every file below the folder with its size, and why it must not go."""
     for parent, folders, names in os.walk(folder):
         folders.sort()
@@ -384,10 +399,7 @@ def _files(
             name = (below / base).as_posix()
             if base in _LEFT_BY_TOOLS or any(fnmatch.fnmatch(name, pattern) for pattern in exclude):
                 continue
-            if name == _CARD:
-                yield name, len(card.encode()), None
-                continue
-            yield name, *_looked_at(Path(parent) / base, name, folder, repo_id, repo_type)
+            yield name, _looked_at(Path(parent) / base, name, folder, repo_id, repo_type)
 
 
 def _looked_at(file: Path, name: str, folder: Path, repo_id: str, repo_type: str) -> tuple[int, str | None]:
@@ -415,26 +427,26 @@ def _refusals(files: Sequence[PlannedFile]) -> str:
 
 
 @contextmanager
-def _published(plan: PushPlan, say: Callable[[str], None]) -> Iterator[tuple[Path, str]]:
-    """The folder that goes and its card: the whole one, or one without the rows that stay here."""
+def _published(plan: PushPlan, say: Callable[[str], None]) -> Iterator[tuple[Path, Mapping[str, str]]]:
+    """The folder that goes and what is rendered for it: the whole one, or one without the rows that stay here."""
     if not plan.withheld:
-        yield plan.folder, plan.card
+        yield plan.folder, plan.rendered
         return
     say(f"{plan.kept:,} rows go; {plan.rows_withheld:,} stay here, and a manifest of them goes (--dry-run lists them)")
     with staged(plan.folder.with_name(f"{plan.folder.name}-push")) as scratch:  # beside it: there is room for such
         folder = scratch / plan.folder.name
         write_redistributable(plan.folder, folder, plan.redistribute, render_card=dataset_card)
         shutil.copyfile(plan.folder / _CARD, folder / _CARD)  # what a person states in its YAML is kept
-        yield folder, render_folder(folder, plan.repo_id)
+        yield folder, {_CARD: render_folder(folder, plan.repo_id)}
 
 
 def _operations(
-    folder: Path, plan: PushPlan, card: str, remote: Sequence[str]
+    folder: Path, plan: PushPlan, rendered: Mapping[str, str], remote: Sequence[str]
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
     names = [file.name for file in plan.files]
     if folder != plan.folder:
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    adds = [CommitOperationAdd(name, card.encode() if name == _CARD else folder / name) for name in names]
+    adds = [CommitOperationAdd(name, rendered[name].encode() if name in rendered else folder / name) for name in names]
     gone = [
         name
         for name in remote

@@ -69,7 +69,8 @@ def test_every_file_with_size_and_licence(model: Path) -> None:
     assert all(planned[name] == size for name, size in there.items() if name != "README.md")
     assert plan.fine and plan.repo_type == "model" and plan.kept is None
     assert {file.license for file in plan.files if not file.name.endswith(".py")} == {"apache-2.0"}
-    assert "me/model" in plan.card and "PATH_OR_REPO" not in plan.card
+    card = plan.rendered["README.md"]
+    assert "me/model" in card and "PATH_OR_REPO" not in card
     text = plan.text()
     assert all(name in text for name in planned)
 
@@ -78,8 +79,10 @@ def test_rows_that_may_not_be_passed_on(dataset: Path) -> None:
     plan = plan_push(dataset, "me/dataset")
     assert not plan.fine and not plan.refused and plan.kept == 14
     assert [(w.source, w.license, w.images) for w in plan.withheld] == [("an archive", "all rights reserved", 6)]
-    for stated in ("an archive", "all rights reserved", "all"):
-        assert plan_push(dataset, "me/dataset", redistribute=[stated]).fine
+    assert plan.rendered["NOTICE"] == (dataset / "NOTICE").read_text()
+    for stated, said in (("an archive", "an archive"), ("all rights reserved", "all rights"), ("all", "everything")):
+        plan = plan_push(dataset, "me/dataset", redistribute=[stated])
+        assert plan.fine and f"states the right to redistribute: {said}" in plan.rendered["NOTICE"]
     with pytest.raises(UsageError, match="an archive"):
         plan_push(dataset, "me/dataset", redistribute=["an archve"])
 
@@ -139,7 +142,7 @@ def test_a_card_that_was_written_by_hand(dataset: Path) -> None:
         plan_push(dataset, "me/data")
     write_card(dataset, "me/other")
     assert "2,000,000" not in card.read_text()
-    assert "me/data" in plan_push(dataset, "me/data").card
+    assert "me/data" in plan_push(dataset, "me/data").rendered["README.md"]
     card.unlink()
     with pytest.raises(PublishError, match="imaginet card"):
         plan_push(dataset, "me/data")

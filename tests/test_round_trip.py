@@ -596,4 +596,7 @@ def test_what_may_not_be_passed_on_stays(
     asked = len(hub.requests)
     assert push_here(folder, "me/data") == 0 and hub.files_received(asked) == 0
     assert push_here(folder, "me/data", "--redistribute", "All rights reserved") == 0
-    assert is_there(repo, folder) and "withheld.csv" not in repo.names()
+    assert "withheld.csv" not in repo.names()
+    assert "states the right to redistribute: All rights reserved" in repo.read("NOTICE").decode()
+    (folder / "NOTICE").write_bytes(repo.read("NOTICE"))
+    assert is_there(repo, folder)
