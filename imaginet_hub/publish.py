@@ -7,7 +7,6 @@ Files that the Hub has already are not sent again, so that an interrupted push g
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
 import re
@@ -25,56 +24,71 @@ import httpx2
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import logging, validate_repo_id
+from huggingface_hub.utils import filter_repo_objects, logging, validate_repo_id
 
-from imaginet_hub.cards import card_metadata, check_card, dataset_card, is_rendered, render_folder
+from imaginet_hub.cards import AUDIT, card_metadata, check_card, dataset_card, is_rendered, render_folder
 from imaginet_hub.data.builder import BUILD_REPORT
 from imaginet_hub.data.folders import staged
-from imaginet_hub.data.rights import NOTICE, notice, rights_rows
+from imaginet_hub.data.rights import NOTICE, notice, rights_of, rights_rows
 from imaginet_hub.data.units import human_bytes, one_line
-from imaginet_hub.data.withheld import redistributable, write_redistributable
+from imaginet_hub.data.withheld import WITHHELD, redistributable, write_redistributable
 from imaginet_hub.errors import DataNotFoundError, ImagiNetError, PublishError, UsageError
 from imaginet_hub.screening import refusal
 
-__all__ = ["PlannedFile", "PushPlan", "Withheld", "plan_push", "push"]
+__all__ = ["PlannedFile", "PushPlan", "Rows", "plan_push", "push"]
 
 _CARD = "README.md"
 _PERTURB_REPORT = "perturb_report.json"
-_TYPES = ("dataset", "model")
 #: What tools leave in folders, and the Hub's own client passes over too.
 _LEFT_BY_TOOLS = (".git", ".cache", "__pycache__", ".DS_Store", ".ipynb_checkpoints")
-#: Files of an earlier push that would be read with the new ones: they go if they are not pushed again.
-_OURS = {
-    "dataset": ("data/*.parquet", "withheld.csv", "missing.txt", "NOTICE", "audit.json", "*_report.json"),
-    "model": ("*.safetensors", "*.safetensors.index.json", "*.py", "results/*", "training.json", ".eval_results/*"),
+_CODE = ("configuration_selfcon.py", "modeling_selfcon.py", "image_processing_selfcon.py")
+_SHARD = re.compile(r"data/[^/]+-\d{5}-of-\d{5}\.parquet")
+#: What this package writes into a repository, beside README.md and NOTICE. Of an earlier push it would be read with
+#: the new files, so that it goes if it does not come again; nothing else on the Hub is touched.
+_OWN = {
+    "dataset": re.compile(
+        rf"{_SHARD.pattern}|(build|perturb)_report\.json|audit\.json|withheld\.(csv|classes\.json)|missing\.txt"
+    ),
+    "model": re.compile(
+        r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|training\.json|results/[^/]+\.json|"
+        + "|".join(map(re.escape, _CODE))
+    ),
 }
+#: What else may lie beside the rows of a dataset, whose terms speak of the rows alone: text.
+_TEXT = re.compile(
+    r"(?i)(.*/)?((licen[cs]e|notice|authors|changelog)[^/]*|[^/]+\.(md|txt|json|ya?ml|bib|cff))|\.gitattributes"
+)
 _ATTEMPTS = 5
 _PASSING = (429, 500, 502, 503, 504)
 _MOST_PATIENCE_S = 60.0
+#: Of a connection that was refused: the client itself has tried several times by then.
+_LONG_REFUSAL_S = 10.0
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file of the folder.
+    """A file of the repository to be.
 
     Attributes:
-        name: its path in the repository.
-        size: bytes.
+        name: its path in the repository; of shards that are yet to be written a pattern.
+        size: bytes; of what is yet to be written about as many, or None.
         license: what is known of its terms.
         refused: why it must not go, or None.
+        state: of the file when it was looked at.
     """
 
     name: str
-    size: int
+    size: int | None
     license: str
     refused: str | None = None
+    state: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class Withheld:
-    """Rows whose licence does not allow passing them on, as far as is known.
+class Rows:
+    """Rows of one source under one licence.
 
     Attributes:
         source, license: their columns.
@@ -93,22 +107,26 @@ class PushPlan:
     Attributes:
         folder: what is pushed.
         repo_id, repo_type: where to.
-        files: all of them, in order of their names.
-        withheld: rows that stay here; if there are any, `files` are those of the whole folder, and what goes is a
-            repository of the other rows with a manifest of these.
-        kept: rows that go; None for a model.
+        files: that go, and that are refused, in order of their names.
+        withheld: rows that stay here, since their licence is not known to allow passing them on. If there are any,
+            what goes is a repository of the other rows with a list of these.
+        freed: rows that go because the publisher says so.
+        kept: number of rows that go; None for a model.
         redistribute: what the publisher says may be passed on.
         rendered: name -> text of what goes as it is made now: README.md and, of a dataset, NOTICE.
+        exclude: patterns of what stays as it is, here and there.
     """
 
     folder: Path
     repo_id: str
     repo_type: str
     files: tuple[PlannedFile, ...]
-    withheld: tuple[Withheld, ...]
+    withheld: tuple[Rows, ...]
+    freed: tuple[Rows, ...]
     kept: int | None
     redistribute: tuple[str, ...]
     rendered: Mapping[str, str]
+    exclude: tuple[str, ...] = ()
 
     @property
     def refused(self) -> tuple[PlannedFile, ...]:
@@ -126,6 +144,7 @@ class PushPlan:
         return not self.refused and not self.withheld
 
     def to_json(self) -> dict[str, Any]:
+        """The plan as the command prints it with --json."""
         return {
             "path": str(self.folder),
             "repo_id": self.repo_id,
@@ -134,33 +153,39 @@ class PushPlan:
                 {"path": f.name, "bytes": f.size, "license": f.license, "refused": f.refused} for f in self.files
             ],
             "rows": None if self.kept is None else {"published": self.kept, "withheld": self.rows_withheld},
-            "withheld": [{"source": w.source, "license": w.license, "images": w.images} for w in self.withheld],
+            "withheld": [vars(group) for group in self.withheld],
+            "freed": [vars(group) for group in self.freed],
             "redistribute": list(self.redistribute),
         }
 
     def text(self) -> str:
         """The plan for people."""
-        size = sum(file.size for file in self.files)
-        lines = [f"{self.folder} -> {self.repo_type} {self.repo_id}: {len(self.files):,} files, {human_bytes(size)}"]
+        about = "about " if self.withheld else ""
+        size = human_bytes(sum(file.size or 0 for file in self.files if file.refused is None))
+        lines = [f"{self.folder} -> {self.repo_type} {self.repo_id}: {len(self.files):,} files, {about}{size}"]
         width = max((len(one_line(file.name)) for file in self.files), default=0)
         for file in self.files:
             what = f"REFUSED: {file.refused}" if file.refused else file.license
-            lines.append(f"  {one_line(file.name):<{width}}  {human_bytes(file.size):>8}  {one_line(what)}")
+            shown = "?" if file.size is None else human_bytes(file.size)
+            lines.append(f"  {one_line(file.name):<{width}}  {shown:>8}  {one_line(what)}")
+        if self.freed:
+            lines.append(f"Passed on because you say that you may (--redistribute {', '.join(self.redistribute)}):")
+            lines += _listed(self.freed)
         if self.withheld:
-            total = self.rows_withheld
-            lines.append(
-                f"REFUSED: {total:,} rows, whose licence is not known to allow passing them on. Without them "
-                f"{self.kept:,} rows are published, with a manifest of the others and the command that rebuilds all "
-                "(so Parquet files and the card get smaller):"
-                if self.kept
-                else f"REFUSED: all {total:,} rows, whose licence is not known to allow passing them on:"
-            )
-            for group in self.withheld[:20]:
-                lines.append(f"  {group.images:>9,}  {one_line(group.source)}: {one_line(group.license)}")
-            if len(self.withheld) > 20:
-                lines.append(f"  ... and {len(self.withheld) - 20:,} more licences")
-            lines.append("  If you have the right to: --redistribute SOURCE or LICENCE, or all")
+            lines.append(f"REFUSED: {self.rows_withheld:,} rows, whose licence is not known to allow passing them on:")
+            lines += _listed(self.withheld)
+            lines.append("  If you have the right to: --redistribute SOURCE or LICENCE, or all.")
+            if self.kept:
+                lines.append(
+                    f"Without them {self.kept:,} rows are published, with a list of the others and the command that "
+                    "rebuilds all of them."
+                )
         return "\n".join(lines)
+
+
+def _listed(groups: Sequence[Rows]) -> list[str]:
+    lines = [f"  {group.images:>9,}  {one_line(group.source)}: {one_line(group.license)}" for group in groups[:20]]
+    return lines + ([f"  ... and {len(groups) - 20:,} more licences"] if len(groups) > 20 else [])
 
 
 def plan_push(
@@ -179,12 +204,13 @@ def plan_push(
         repo_type: "dataset" or "model"; by default what the folder is.
         redistribute: sources or licences, as in the rows, whose images the publisher has the right to pass on, or
             "all" (see `withheld.redistributable`).
-        exclude: patterns of paths that stay here, as `hf upload` takes them.
+        exclude: patterns of paths that stay here (and, if they are on the Hub, there), as `hf upload` takes them.
 
     Raises:
         DataNotFoundError: no such folder.
-        UsageError: an id, a type or a statement that cannot be used.
-        PublishError: the folder is neither a built dataset nor a model, or its card is not what its files render.
+        UsageError: an id, a type, a statement or a pattern that cannot be used.
+        PublishError: the folder is neither a built dataset nor a model, its card is not what its files render, or its
+            rows are not those that it counts.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -199,29 +225,32 @@ def plan_push(
         raise UsageError(f"--repo-type: {folder} is a {is_type}, got {repo_type!r}; leave the option out")
     if redistribute and is_type == "model":
         raise UsageError("--redistribute is about rows of a dataset; a model has none")
-    withheld: tuple[Withheld, ...] = ()
+    withheld: tuple[Rows, ...] = ()
+    freed: tuple[Rows, ...] = ()
     kept = None
     rendered = {_CARD: _checked_card(folder, repo_id, is_type)}
     if is_type == "dataset":
         division = redistributable(folder, tuple(redistribute))
-        withheld = tuple(
-            Withheld(source, license_, images)
-            for (source, license_), images in sorted(division.withheld.items(), key=lambda item: (-item[1], item[0]))
-        )
-        kept = sum(division.kept.values())
-        rows = {
-            (license_, source): n for (source, license_), n in (*division.kept.items(), *division.withheld.items())
-        }
+        rows = {(lic, source): n for (source, lic), n in (*division.kept.items(), *division.withheld.items())}
+        for (source, license_), images in division.kept.items():
+            rows[license_, source] = images + division.withheld.get((source, license_), 0)
         report = _report(folder)
+        _check_counts(folder, report, rows)
+        withheld, kept = _by_images(division.withheld), sum(division.kept.values())
+        freed = tuple(r for r in _by_images(division.kept) if rights_of(r.license, r.source).redistribution != "yes")
         stated = (*report.get("stated", ()), *redistribute)
         rendered[NOTICE] = notice(rights_rows(rows), stated=stated, withheld=report.get("withheld", ()))
-    licenses = _Licenses(rendered[_CARD], is_type, withheld)
-    found = dict.fromkeys(rendered, (0, None)) | dict(_files(folder, repo_id, is_type, tuple(exclude)))
-    files = tuple(
-        PlannedFile(name, len(rendered[name].encode()) if name in rendered else size, licenses.of(name), why)
-        for name, (size, why) in sorted(found.items())
+    files = _planned(folder, repo_id, is_type, tuple(exclude), rendered)
+    if withheld:
+        files = _without(files, kept or 0, sum(group.images for group in withheld))
+    return PushPlan(
+        folder, repo_id, is_type, files, withheld, freed, kept, tuple(redistribute), rendered, tuple(exclude)
     )
-    return PushPlan(folder, repo_id, is_type, files, withheld, kept, tuple(redistribute), rendered)
+
+
+def _by_images(counts: Mapping[tuple[str, str], int]) -> tuple[Rows, ...]:
+    order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(Rows(source, license_, images) for (source, license_), images in order)
 
 
 def push(
@@ -254,6 +283,8 @@ def push(
         UsageError: `create_pr` with a `revision`.
     """
     say = show or (lambda text: None)
+    if revision == "":
+        raise UsageError("--revision: expected the name of a branch, got nothing")
     if create_pr and revision not in (None, "main"):
         raise UsageError("--create-pr proposes to main; leave --revision out")
     if plan.refused:
@@ -289,8 +320,8 @@ def push(
                 say,
             )
 
-        with _published(plan, say) as (folder, rendered):  # what may take an hour comes after what may be refused
-            commit = partial(_commit, api, plan, folder, rendered, revision, create_pr, say)
+        with _sent(plan, say) as sent:  # what may take an hour comes after what may be refused
+            commit = partial(_commit, api, plan, sent, revision, create_pr, say)
             # A pull request whose answer was lost is there all the same: asking again would make a second.
             return commit() if create_pr else _patiently(commit, say)
 
@@ -298,16 +329,21 @@ def push(
 def _commit(
     api: HfApi,
     plan: PushPlan,
-    folder: Path,
-    rendered: Mapping[str, str],
+    sent: Mapping[str, Path | bytes],
     revision: str | None,
     create_pr: bool,
     say: Callable[[str], None],
 ) -> str:
     where: dict[str, Any] = {"repo_type": plan.repo_type, "revision": revision}
     head = api.repo_info(plan.repo_id, **where).sha
-    operations = _operations(folder, plan, rendered, api.list_repo_files(plan.repo_id, **where))
-    adds = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
+    there = api.list_repo_files(plan.repo_id, **where)
+    adds = [CommitOperationAdd(name, content) for name, content in sorted(sent.items())]
+    own = _OWN[plan.repo_type]
+    stale = [name for name in there if own.fullmatch(name) and name not in sent]
+    gone = list(filter_repo_objects(stale, ignore_patterns=[*plan.exclude]))
+    if gone:
+        more = f" and {len(gone) - 5:,} more" if len(gone) > 5 else ""
+        say(f"removing what an earlier push put there: {', '.join(map(one_line, gone[:5]))}{more}")
     say(f"sending {len(adds):,} files; what is there already is not sent again")
     api.preupload_lfs_files(plan.repo_id, adds, **where, create_pr=create_pr, free_memory=False)
     ignored = [add.path_in_repo for add in adds if getattr(add, "_should_ignore", False)]
@@ -318,7 +354,7 @@ def _commit(
         )
     done = api.create_commit(
         plan.repo_id,
-        operations,
+        [*adds, *map(CommitOperationDelete, gone)],
         **where,
         create_pr=create_pr,
         commit_message="Push by imaginet_hub",
@@ -326,6 +362,11 @@ def _commit(
     )
     if done.oid == head:
         say("nothing has changed since the last push; no commit was made")
+    elif plan.withheld and any(map(_SHARD.fullmatch, there)):
+        say(
+            "rows that earlier commits held are still in the repository's history; HfApi().super_squash_history "
+            "removes it"
+        )
     return str(done.pr_url or done.commit_url)
 
 
@@ -369,51 +410,112 @@ def _checked_card(folder: Path, repo_id: str, repo_type: str) -> str:
     return card
 
 
+def _check_counts(folder: Path, report: Mapping[str, Any], rows: Mapping[tuple[str, str], int]) -> None:
+    """Card and NOTICE count what the report counts; so that had better be what is in the files."""
+    total = sum(rows.values())
+    counted = [sum(facts["images"] for facts in report["splits"].values())] if "splits" in report else []
+    counted.append(report.get("images", report.get("rows")))
+    by_terms = {(row["license"], row["source"]): row["images"] for row in report.get("rights", ())}
+    if any(number != total for number in counted) or (by_terms and by_terms != rows):
+        raise PublishError(
+            f"{folder}: expected the rows that the report counts ({counted[-1]}), found {total:,} in data/, or "
+            "others; build it again"
+        )
+
+
+def _planned(
+    folder: Path, repo_id: str, repo_type: str, exclude: Sequence[str], rendered: Mapping[str, str]
+) -> tuple[PlannedFile, ...]:
+    """Every file below the folder, and what is rendered."""
+    there = dict(_walk(folder))
+    names = sorted({*there, *rendered})
+    wanted = set(filter_repo_objects(names, ignore_patterns=[*exclude]))
+    needed = [n for n in names if n in rendered or (repo_type == "dataset" and _OWN["dataset"].fullmatch(n))]
+    for name in needed:
+        if name not in wanted:
+            raise UsageError(f"--exclude: {name} belongs to what is published, or it is not what its card says")
+    terms = _Licenses(rendered[_CARD], repo_type)
+    files = []
+    for name in names:
+        if name not in wanted:
+            continue
+        if name in rendered:
+            files.append(PlannedFile(name, len(rendered[name].encode()), terms.of(name)))
+        else:
+            files.append(_looked_at(there[name], name, folder, repo_id, repo_type, terms))
+    return tuple(files)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file below a folder, and links to folders, by its path in there."""
+    for parent, folders, names in os.walk(folder):
+        below = Path(parent).relative_to(folder)
+        linked = [name for name in folders if (Path(parent) / name).is_symlink()]
+        folders[:] = [name for name in folders if name not in _LEFT_BY_TOOLS and name not in linked]
+        for name in [*names, *linked]:
+            if name not in _LEFT_BY_TOOLS:
+                yield (below / name).as_posix(), Path(parent) / name
+
+
 class _Licenses:
     """What to say of a file's terms, from the card's metadata and the rows."""
 
-    def __init__(self, card: str, repo_type: str, withheld: Sequence[Withheld]) -> None:
+    def __init__(self, card: str, repo_type: str) -> None:
         metadata = card_metadata(card) or {}
         stated = metadata.get("license_name") or metadata.get("license") or "no licence stated"
-        self._rows = "per row, see NOTICE" + (", without what is refused below" if withheld else "")
         self._stated = "the publisher's own" if repo_type == "dataset" else str(stated)
 
     def of(self, name: str) -> str:
         if name.endswith(".parquet"):
-            return self._rows
-        if name.endswith(".py"):
-            return "apache-2.0 (code)"
-        return self._stated
+            return "per row, see NOTICE"
+        return "apache-2.0 (code)" if name in _CODE else self._stated
 
 
-def _files(
-    folder: Path, repo_id: str, repo_type: str, exclude: Sequence[str]
-) -> Iterator[tuple[str, tuple[int, str | None]]]:
-    """Every file below the folder with its size, and why it must not go."""
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        below = Path(parent).relative_to(folder)
-        linked = [name for name in folders if (Path(parent) / name).is_symlink()]
-        folders[:] = [name for name in folders if name not in _LEFT_BY_TOOLS and name not in linked]
-        for base in sorted([*names, *linked]):
-            name = (below / base).as_posix()
-            if base in _LEFT_BY_TOOLS or any(fnmatch.fnmatch(name, pattern) for pattern in exclude):
-                continue
-            yield name, _looked_at(Path(parent) / base, name, folder, repo_id, repo_type)
-
-
-def _looked_at(file: Path, name: str, folder: Path, repo_id: str, repo_type: str) -> tuple[int, str | None]:
+def _looked_at(file: Path, name: str, folder: Path, repo_id: str, repo_type: str, terms: _Licenses) -> PlannedFile:
+    size, why = 0, None
+    state: tuple[int, ...] = ()
     try:
         if not file.resolve(strict=True).is_relative_to(folder):
-            return 0, "it leads out of the folder"
-        facts = file.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            return 0, "a link to a folder" if stat.S_ISDIR(facts.st_mode) else "not a regular file"
-        if not name.isprintable() or "\\" in name:
-            return facts.st_size, "its name cannot be one on the Hub"
-        return facts.st_size, refusal(file, name, repo_type, PurePosixPath(repo_id).name)
+            why = "it leads out of the folder"
+        else:
+            facts = file.stat()
+            size, state = facts.st_size, _state(facts)
+            if not stat.S_ISREG(facts.st_mode):
+                why = "a link to a folder" if stat.S_ISDIR(facts.st_mode) else "not a regular file"
+            elif not name.isprintable() or "\\" in name:
+                why = "its name cannot be one on the Hub"
+            else:
+                why = _foreign(name, repo_type) or refusal(file, name, repo_type, PurePosixPath(repo_id).name)
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        return 0, f"it cannot be read ({error})"
+        why = f"it cannot be read ({error})"
+    return PlannedFile(name, size, terms.of(name), why, state)
+
+
+def _foreign(name: str, repo_type: str) -> str | None:
+    """Of a dataset: whether a file is none of its own, so that no row tells its terms."""
+    if repo_type == "model" or _OWN["dataset"].fullmatch(name) or _TEXT.fullmatch(name) or name.endswith(".py"):
+        return None
+    return "neither a file of the build nor text, so nothing tells whether it may be passed on"
+
+
+def _state(facts: os.stat_result) -> tuple[int, ...]:
+    return facts.st_size, facts.st_mtime_ns, facts.st_ino
+
+
+def _without(files: Sequence[PlannedFile], kept: int, withheld: int) -> tuple[PlannedFile, ...]:
+    """The files of a repository without the rows that stay here, as far as can be said before it is written."""
+    share = kept / (kept + withheld)
+    shards: dict[str, PlannedFile] = {}
+    others = []
+    for file in files:
+        if file.refused is None and _SHARD.fullmatch(file.name):
+            name = file.name[: -len("-00000-of-00000.parquet")] + "-*.parquet"
+            size = int((file.size or 0) * share) + (shards[name].size or 0 if name in shards else 0)
+            shards[name] = PlannedFile(name, size, file.license)
+        else:
+            others.append(file)
+    listed = PlannedFile(WITHHELD, None, "the publisher's own")
+    return tuple(sorted([*others, *shards.values(), listed], key=lambda file: file.name))
 
 
 def _refusals(files: Sequence[PlannedFile]) -> str:
@@ -427,32 +529,46 @@ def _refusals(files: Sequence[PlannedFile]) -> str:
 
 
 @contextmanager
-def _published(plan: PushPlan, say: Callable[[str], None]) -> Iterator[tuple[Path, Mapping[str, str]]]:
-    """The folder that goes and what is rendered for it: the whole one, or one without the rows that stay here."""
+def _sent(plan: PushPlan, say: Callable[[str], None]) -> Iterator[Mapping[str, Path | bytes]]:
+    """What goes, by name: the whole folder, or a repository without the rows that stay here."""
+    sent: dict[str, Path | bytes] = {}
     if not plan.withheld:
-        yield plan.folder, plan.rendered
+        sent |= {file.name: plan.folder / file.name for file in plan.files if _unchanged(plan, file)}
+        yield sent | {name: text.encode() for name, text in plan.rendered.items()}
         return
-    say(f"{plan.kept:,} rows go; {plan.rows_withheld:,} stay here, and a manifest of them goes (--dry-run lists them)")
+    say(f"{plan.kept:,} rows go; {plan.rows_withheld:,} stay here, and a list of them goes (--dry-run says which)")
+    own = _OWN["dataset"]
+    beside = [f for f in plan.files if not own.fullmatch(f.name) and f.state and _unchanged(plan, f)]
     with staged(plan.folder.with_name(f"{plan.folder.name}-push")) as scratch:  # beside it: there is room for such
         folder = scratch / plan.folder.name
         write_redistributable(plan.folder, folder, plan.redistribute, render_card=dataset_card)
-        shutil.copyfile(plan.folder / _CARD, folder / _CARD)  # what a person states in its YAML is kept
-        yield folder, {_CARD: render_folder(folder, plan.repo_id)}
+        for name in (_CARD, AUDIT):  # what a person states in the card's YAML is kept, and the audit of all rows
+            if (plan.folder / name).is_file():
+                shutil.copyfile(plan.folder / name, folder / name)
+        card = render_folder(folder, plan.repo_id)
+        made = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        for name, path in made.items():
+            why = refusal(path, name, plan.repo_type, PurePosixPath(plan.repo_id).name)
+            if why is not None:
+                raise PublishError(
+                    f"nothing was pushed, because {name} without the rows that stay here is refused: {why}"
+                )
+        sent |= {file.name: plan.folder / file.name for file in beside}
+        yield sent | made | {_CARD: card.encode()}
 
 
-def _operations(
-    folder: Path, plan: PushPlan, rendered: Mapping[str, str], remote: Sequence[str]
-) -> list[CommitOperationAdd | CommitOperationDelete]:
-    names = [file.name for file in plan.files]
-    if folder != plan.folder:
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    adds = [CommitOperationAdd(name, rendered[name].encode() if name in rendered else folder / name) for name in names]
-    gone = [
-        name
-        for name in remote
-        if name not in set(names) and any(fnmatch.fnmatch(name, pattern) for pattern in _OURS[plan.repo_type])
-    ]
-    return [*adds, *(CommitOperationDelete(name) for name in gone)]
+def _unchanged(plan: PushPlan, file: PlannedFile) -> bool:
+    """That a file is still the one that was looked at."""
+    if file.name in plan.rendered:
+        return True
+    path = plan.folder / file.name
+    try:
+        same = path.resolve(strict=True).is_relative_to(plan.folder) and _state(path.stat()) == file.state
+    except OSError:
+        same = False
+    if not same:
+        raise PublishError(f"{path} has changed since it was looked at; run the same command again")
+    return True
 
 
 def _patiently(call: Callable[[], _Result], say: Callable[[str], None]) -> _Result:
@@ -461,10 +577,13 @@ def _patiently(call: Callable[[], _Result], say: Callable[[str], None]) -> _Resu
     (What goes to the storage of large files the client itself tries several times.)
     """
     for attempt in range(1, _ATTEMPTS):
+        started = time.monotonic()
         try:
             return call()
         except (HfHubHTTPError, httpx2.TransportError) as error:
             wait = 2.0**attempt / 2
+            if isinstance(error, httpx2.ConnectError) and time.monotonic() - started > _LONG_REFUSAL_S:
+                raise
             if isinstance(error, HfHubHTTPError):
                 if error.response.status_code not in _PASSING:
                     raise
@@ -485,11 +604,14 @@ def _reason(error: BaseException) -> str:
 
 #: What a status of the Hub means for somebody who publishes.
 _REMEDIES: Mapping[int, str] = {
+    400: "mend that and run the same command again",
     401: "log in with `hf auth login`, or set HF_TOKEN, with a token that may write",
+    402: "make room there, or publish it openly",
     403: "the token may not write there: use one with write access to {owner}, or another owner",
     404: "check the name, and that the token may see it",
     412: "somebody else has pushed meanwhile; run the same command again",
     413: "the Hub takes no files of that size",
+    422: "mend that and run the same command again",
     429: "the Hub asks for patience; run the same command again later",
 }
 
@@ -519,6 +641,8 @@ def _speaking(plan: PushPlan) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         remedy = again
         if isinstance(cause, HfHubHTTPError):
-            owner = plan.repo_id.split("/")[0]
-            remedy = _REMEDIES.get(cause.response.status_code, again).format(owner=owner)
+            status, owner = cause.response.status_code, plan.repo_id.split("/")[0]
+            elsewhere = not str(cause.response.request.url).startswith(huggingface_hub.constants.ENDPOINT)
+            if not (elsewhere and status in (401, 403, 404)):  # storage has addresses that expire, and knows no tokens
+                remedy = _REMEDIES.get(status, again).format(owner=owner)
         raise PublishError(f"{plan.repo_id}: the push did not come through ({_reason(cause)}); {remedy}") from error

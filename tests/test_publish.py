@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import shutil
 import socket
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from imaginet_hub.cli import main
 from imaginet_hub.data.repository import build_repository
 from imaginet_hub.errors import DataNotFoundError, PublishError, UsageError
 from imaginet_hub.publish import plan_push
-from tests.conftest import table_rows, write_root
+from tests.conftest import image_bytes, table_rows, write_root
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +89,17 @@ def test_rows_that_may_not_be_passed_on(dataset: Path) -> None:
         plan_push(dataset, "me/dataset", redistribute=["an archve"])
 
 
+def shards(folder: Path) -> Iterator[Path]:
+    return iter(sorted(folder.glob("data/*.parquet")))
+
+
+def zip_of(name: str, content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(name, content)
+    return stream.getvalue()
+
+
 def add(folder: Path, name: str, content: bytes = b"x") -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(content)
@@ -99,6 +112,10 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "checkpoint-5/optimizer.pt": lambda folder: add(folder, "checkpoint-5/optimizer.pt"),
     "innocent.txt": lambda folder: add(folder, "innocent.txt", pickle.dumps({"a": [1, 2, 3]})),
     ".env": lambda folder: add(folder, ".env"),
+    "extra/more.parquet": lambda folder: add(folder, "extra/more.parquet", next(shards(folder)).read_bytes()),
+    "data/old/a.parquet": lambda folder: add(folder, "data/old/a.parquet", next(shards(folder)).read_bytes()),
+    "sample.png": lambda folder: add(folder, "sample.png", image_bytes(1)),
+    "images.zip": lambda folder: add(folder, "images.zip", zip_of("a.png", image_bytes(1))),
     ".gitignore": lambda folder: add(folder, ".gitignore", b"*.parquet\n"),
     "notes.md": lambda folder: add(folder, "notes.md", b"export HF_TOKEN=hf_" + b"aB3d" * 9),
     "outside.json": lambda folder: (folder / "outside.json").symlink_to("/etc/hostname"),
@@ -119,8 +136,47 @@ def test_files_that_must_not_go(dataset: Path, name: str, capsys: pytest.Capture
     assert "REFUSED" in capsys.readouterr().out
     assert main(command) == 1  # and no connection was opened
     assert name in capsys.readouterr().err
-    if name not in ("elsewhere", "circle", "gone"):
-        assert main([*command, "--dry-run", "--exclude", name]) == 0
+    assert main([*command, "--dry-run", "--exclude", name]) == 0
+
+
+def test_a_folder_can_be_excluded_and_the_data_cannot(dataset: Path) -> None:
+    add(dataset, "private/notes.txt")
+    names = {file.name for file in plan_push(dataset, "me/data", redistribute=["all"], exclude=["private/"]).files}
+    assert "private/notes.txt" not in names and "README.md" in names
+    for pattern in ("data/*", "README.md", "NOTICE", "build_report.json", "*"):
+        with pytest.raises(UsageError, match="belongs to what is published"):
+            plan_push(dataset, "me/data", exclude=[pattern])
+
+
+def test_the_list_of_a_push_without_some_rows(dataset: Path) -> None:
+    add(dataset, "LICENSE", b"CC0")
+    plan = plan_push(dataset, "me/data")
+    names = [file.name for file in plan.files]
+    written = {"data/test-*.parquet", "data/train-*.parquet", "withheld.csv"}
+    assert names == sorted({"LICENSE", "NOTICE", "README.md", "build_report.json"} | written)
+    whole = sum(file.stat().st_size for file in shards(dataset))
+    about = sum(file.size or 0 for file in plan.files if file.name.startswith("data/"))
+    assert abs(about - whole * 14 / 20) < 3
+
+
+def test_what_the_publisher_frees_is_shown(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", str(dataset), "me/data", "--dry-run", "--redistribute", "an archive"]) == 0
+    said = capsys.readouterr().out
+    assert "Passed on because you say" in said and "6  an archive: all rights reserved" in said
+
+
+def test_rows_that_are_not_those_that_are_counted(dataset: Path) -> None:
+    next(shards(dataset)).unlink()
+    with pytest.raises(PublishError, match="build it again"):
+        plan_push(dataset, "me/data")
+
+
+def test_numbers_typed_into_the_report(dataset: Path) -> None:
+    report = json.loads((dataset / "build_report.json").read_text())
+    (dataset / "build_report.json").write_text(json.dumps(report | {"images": 999_999}))
+    write_card(dataset)
+    with pytest.raises(PublishError, match="999999"):
+        plan_push(dataset, "me/data")
 
 
 def test_what_tools_leave_stays_here(dataset: Path) -> None:

@@ -30,6 +30,7 @@ from imaginet_hub import publish
 from imaginet_hub.cards import dataset_card, write_card
 from imaginet_hub.cli import main
 from imaginet_hub.data.repository import build_repository
+from imaginet_hub.errors import PublishError
 from imaginet_hub.labels import Track
 from imaginet_hub.selfcon import SelfConImageProcessor, SelfConResNetForImageClassification, register, save_publishable
 from tests.conftest import image_bytes, table_rows, write_root
@@ -131,7 +132,7 @@ def push_here(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "HF_HUB_DISABLE_PROGRESS_BARS", True)
     for module in (_http, publish):
-        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None))
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic))
 
     def call(*argv: object, token: str | None = WRITE) -> int:
         if token is None:
@@ -476,6 +477,40 @@ def test_refusals_from_the_shell(hub: Hub, models: dict[Track, Path], tmp_path: 
     assert done.returncode == 1 and done.stdout == "" and not hub.repos
     assert done.stderr.startswith("imaginet push: me/m: ") and "may not write" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_storage_knows_no_tokens(
+    hub: Hub, models: dict[Track, Path], push_here: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An address that has expired is no reason to look for another token."""
+    hub.fault = forever(Fault(403, {}, "SignatureDoesNotMatch"), "PUT")
+    assert push_here(models[Track.DETECTION], "me/m") == 1
+    said = capsys.readouterr().err
+    assert "token" not in said and "run the same command again" in said
+
+
+def test_what_else_is_on_the_hub_stays(hub: Hub, models: dict[Track, Path], push_here: Callable[..., int]) -> None:
+    theirs = {name: b"x" for name in ("app.py", "examples/train.py", "onnx/int8.safetensors", "results/paper.txt")}
+    stale = {"model-00001-of-00002.safetensors": b"y", "results/old.json": b"{}"}
+    repo = hub.repo("model", "me/m", theirs | stale)
+    assert push_here(models[Track.DETECTION], "me/m") == 0
+    assert theirs.keys() <= set(repo.names()) and not stale.keys() & set(repo.names())
+    # What is excluded stays there, too.
+    assert push_here(models[Track.DETECTION], "me/m", "--exclude", "*.safetensors") == 0
+    assert "model.safetensors" in repo.names()
+
+
+@pytest.mark.usefixtures("push_here")
+def test_what_was_looked_at_is_what_is_sent(hub: Hub, models: dict[Track, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(models[Track.DETECTION], folder)
+    (folder / "notes.txt").write_text("harmless")
+    plan = publish.plan_push(folder, "me/m")
+    (folder / "notes.txt").unlink()
+    (folder / "notes.txt").symlink_to("/etc/hostname")
+    with pytest.raises(PublishError, match="has changed since"):
+        publish.push(plan, token=WRITE)
+    assert "notes.txt" not in hub.repos["model", "me/m"].names()
 
 
 def test_addresses_that_let_anybody_write_are_not_shown(

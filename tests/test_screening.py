@@ -45,6 +45,14 @@ def tarred(name: str, content: bytes, mode: str = "w") -> bytes:
     return stream.getvalue()
 
 
+def old_tar(name: str, content: bytes) -> bytes:
+    """As tar wrote it before 1988, without a mark: only the sum of its header tells."""
+    archive = bytearray(tarred(name, content))
+    archive[148:156], archive[257:265] = b" " * 8, bytes(8)
+    archive[148:156] = b"%06o\0 " % sum(archive[:512])
+    return bytes(archive)
+
+
 def npy(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=True)
@@ -90,6 +98,19 @@ WRAPPED = {
     "array of objects": npy(np.array([Evil(), None], dtype=object)),
     "7z": b"7z\xbc\xaf\x27\x1c" + b"\0" * 100,
     "damaged gzip": gzip.compress(b"x" * 1000)[:20],
+    "lzma": lzma.compress(pickle.dumps(Evil()), format=lzma.FORMAT_ALONE),
+    "old tar": old_tar("x/y", pickle.dumps(Evil())),
+    "array of objects, late": npy(np.zeros(2, dtype=[*((f"f{n}", "f4") for n in range(99)), ("o", "O")])),
+    **{
+        f"{where}long first, protocol {number}": wrap(pickle.dumps([b"x" * 5_000_000, Evil()], protocol=number))
+        for number in range(6)
+        for where, wrap in (
+            ("", bytes),
+            ("gzip, ", lambda b: gzip.compress(b, 1)),
+            ("zlib, ", lambda b: zlib.compress(b, 1)),
+        )
+    },
+    "large zip in a zip": zipped("a", zipped("pad", bytes(5_000_000)) + zipped("b", pickle.dumps(Evil()))),
 }
 
 
@@ -133,7 +154,12 @@ SECRET = {
     "AWS": b"AKIA" + b"ABCD" * 4,
     "Kaggle": b'{"username": "me", "key": "' + b"0a" * 16 + b'"}',
     "private key": b"-----BEGIN RSA PRIVATE KEY-----",
-    "OpenAI": b"sk-" + b"proj-a1B2" * 5,
+    "OpenAI": b"sk-proj-" + b"a1B2" * 12,
+    "PGP": b"-----BEGIN PGP PRIVATE KEY BLOCK-----",
+    "GitLab": b"glpat-" + b"a1B2" * 5,
+    "password": b"https://me:correcthorse@example.org/x.git",
+    "AWS secret": b"aws_secret_access_key = " + b"a1B2" * 10,
+    "variable": b"export KAGGLE_KEY=" + b"0a" * 16,
 }
 
 
@@ -145,9 +171,24 @@ def test_secrets_by_content(tmp_path: Path, kind: str) -> None:
         assert "it holds" in (check(tmp_path, "notes.md", b" " * place + SECRET[kind] + b" " * 100) or "")
 
 
-@pytest.mark.parametrize("name", [".env", "conf/.env.local", "kaggle.json", "token", "id_rsa", "server.pem", ".netrc"])
+@pytest.mark.parametrize(
+    "name",
+    [".env", "conf/.env.local", ".envrc", "kaggle.json", "token", "hub_token", "id_rsa.bak", "server.pem", ".netrc"],
+)
 def test_secrets_by_name(tmp_path: Path, name: str) -> None:
     assert "secrets" in (check(tmp_path, name, b"x") or "")
+
+
+def test_secrets_in_wrappings(tmp_path: Path) -> None:
+    text = b"token: " + SECRET["Hugging Face"]
+    for content in (
+        gzip.compress(text),
+        zipped("log.txt", text),
+        tarred("log.txt", text),
+        text.decode().encode("utf-16"),
+    ):
+        assert "it holds a Hugging Face token" in (check(tmp_path, "log.dat", content) or "")
+    assert "secrets" in (check(tmp_path, "a.zip", zipped("x/.env", b"A=1")) or "")
 
 
 def test_loading_scripts(tmp_path: Path) -> None:
@@ -161,6 +202,9 @@ HARMLESS = {
     "NOTICE": b"N.B. This is text.\n",
     "empty.txt": b"",
     "dot.txt": b".",
+    "merges.txt": b"(ad" * 30,
+    "links.md": b"see sk-learn-contrib-project-template-and-more-of-it and https://example.org:8080/a@b",
+    "offset.npy": npy(np.zeros(2, dtype=[("Offset", "f4")])),
     "config.json": b'{"hf_token": null, "tokenizer": "x"}',
     "tokenizer.json": b"{}",
     "modeling.py": b"import pickle\ncopy = 1\n",
