@@ -2,6 +2,7 @@
 
 Text out of data is hostile: whatever a template prints is made harmless (`_harmless`), unless a filter made it so that
 is meant for its place. What a person may state is in the YAML of the README.md that is there (`STATED`), and is kept.
+Of a dataset that is its language alone: its terms are those of each image, and nobody states others for all of them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,14 @@ from huggingface_hub import DatasetCard, ModelCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from markupsafe import Markup
 
+from imaginet_hub.data.loading import open_split
+from imaginet_hub.data.manifest import read_annotations
 from imaginet_hub.data.repository import card_configs
-from imaginet_hub.data.sources import SOURCES
+from imaginet_hub.data.sources import SOURCES, source_named
 from imaginet_hub.errors import DataNotFoundError, UsageError
 from imaginet_hub.evaluation.export import model_index
 from imaginet_hub.evaluation.report import Results, interval_text
+from imaginet_hub.inference.weights import folder_weights
 from imaginet_hub.labels import Origin, Track
 
 __all__ = [
@@ -43,14 +48,18 @@ __all__ = [
 ]
 
 CARD, AUDIT, RESULTS = "README.md", "audit.json", "results"
+_WITHHELD = "withheld.csv"
 _BUILD, _PERTURBED, _CONFIG, _TRAINING = "build_report.json", "perturb_report.json", "config.json", "training.json"
+
+#: Of model, in results files: the only one that has folders with cards.
+_KIND = "selfcon_resnet"
 
 #: What stands for the repository's name as long as there is none.
 PLACEHOLDER = "PATH_OR_REPO"
 
 _REBUILD = f"imaginet build ROOT OUT --complete {PLACEHOLDER}"
 
-#: Keys of the metadata that are a person's to state, and outlive rendering.
+#: Keys of the metadata that are a person's to state, and outlive rendering; of a dataset's it is `language` alone.
 STATED = ("license", "license_name", "license_link", "language")
 
 _LICENSES = """
@@ -143,7 +152,7 @@ def dataset_card(
 
     Args:
         report: what `build_repository` returns.
-        audit: what `imaginet audit` found, if it was run.
+        audit: what `imaginet audit` found, if it was run; where rows are withheld, perhaps of the whole.
         repo_id: the dataset's name on the Hub, once it has one.
         stated: metadata that a person states; see `STATED`.
 
@@ -179,13 +188,14 @@ def dataset_card(
         sources=[source for source in SOURCES if source.key in used],
         licenses=_totals(report, "license"),
         rights=report.get("rights"),
-        withheld=withheld,
+        withheld=[{**row, "fetched": source_named(row["source"]) is not None} for row in withheld],
         n_withheld=sum(row["images"] for row in withheld),
         rebuild=_rebuild(report).replace(PLACEHOLDER, repo_id or PLACEHOLDER),
         selected=selected,
         n_unselected=sum(row["images"] for row in selected.get("left_out", ())),
         has_identification=any(synthetic.values()),
         audit=audit,
+        audited=report["original"]["images"] if audit and _is_of_original(report, audit) else None,
     )
 
 
@@ -282,17 +292,21 @@ def render_folder(folder: str | os.PathLike[str], repo_id: str | None = None, *,
         folder: a built dataset (build_report.json, perhaps audit.json), a perturbed one (perturb_report.json), or a
             model (config.json, perhaps training.json and results/*.json).
         repo_id: its name on the Hub; without it, examples say PATH_OR_REPO.
-        license: what a person states of it, in place of what the README.md that is there says.
+        license: of a model's weights, in place of what the README.md that is there says.
 
     Returns:
         The card. What its README.md states by hand (`STATED`) is kept.
 
     Raises:
         DataNotFoundError: the folder is none of these.
-        UsageError: a file in it is not what this package writes, or `repo_id` or `license` is nothing that the Hub
-            knows.
+        UsageError: a file in it is not what this package writes, or is an audit or results of something else;
+            `repo_id` or `license` is nothing that the Hub knows; or a license for a dataset.
     """
-    folder = Path(folder).expanduser()
+    return _card_of(Path(folder).expanduser(), repo_id, license, {})
+
+
+def _card_of(folder: Path, repo_id: str | None, license: str | None, taken: Mapping[Path, Mapping[str, Any]]) -> str:
+    """See `render_folder`; `taken` has contents of files that are to be there."""
     if repo_id is not None and not _is_hub_id(repo_id):
         raise UsageError(f"expected a repository's name as on the Hub, such as owner/name, got {_line(repo_id)!r}")
     if license is not None and license not in LICENSES:
@@ -301,17 +315,27 @@ def render_folder(folder: str | os.PathLike[str], repo_id: str | None = None, *,
         raise UsageError(
             f"expected a licence's identifier on the Hub, such as cc-by-4.0, got {_line(license)!r}{hint}"
         )
+    if license is not None and any((folder / name).is_file() for name in (_BUILD, _PERTURBED)):
+        raise UsageError(
+            f"{folder}: a license is stated for a model's weights, got {license} for a dataset, whose terms are those "
+            "of each image, as its rows and NOTICE have them; leave it out, or correct the rows and build it again"
+        )
     stated = _stated(_metadata_there(folder / CARD), license)
     try:
         if (folder / _BUILD).is_file():
-            audit = _json(folder / AUDIT) if (folder / AUDIT).is_file() else None
+            audit = taken.get(folder / AUDIT) or (_json(folder / AUDIT) if (folder / AUDIT).is_file() else None)
+            if audit is not None:
+                _check_audit(folder, audit)
             return dataset_card(_json(folder / _BUILD), audit, repo_id, stated=stated)
         if (folder / _PERTURBED).is_file():
             return perturbed_card(_json(folder / _PERTURBED), repo_id, stated=stated)
         if (folder / _CONFIG).is_file():
             training = _json(folder / _TRAINING) if (folder / _TRAINING).is_file() else None
-            results = [_json(file) for file in sorted((folder / RESULTS).glob("*.json"))]
-            return model_card(_json(folder / _CONFIG), training, results, repo_id, stated=stated)
+            results = {file: _json(file) for file in (folder / RESULTS).glob("*.json") if file not in taken}
+            for file, result in results.items():
+                _check_results(folder, result, file)
+            shown = [result for _, result in sorted({**results, **taken}.items())]
+            return model_card(_json(folder / _CONFIG), training, shown, repo_id, stated=stated)
     except (jinja2.UndefinedError, LookupError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UsageError):
             raise
@@ -355,8 +379,12 @@ def write_card(
     Args:
         folder, repo_id, license: see `render_folder`.
         audit: an audit of this dataset, which its folder keeps as audit.json, without the lists of single images.
+            Where rows are withheld, it may be of all of them. Its numbers of images and labels are compared with the
+            build's, and the fingerprints of its splits with the rows.
         results: results files of this model, which its folder keeps as results/DATASET-SPLIT.json (or by the name
-            that each file has), without the scores of single images.
+            that each file has), without the scores of single images. Their model's weights, classes, backbone and
+            training data are compared with the folder's, as far as both say, and their figures with the scores of
+            single images where the file has these; see `Results.check_scores` for what that leaves out.
 
     Returns:
         Path of the card.
@@ -366,22 +394,22 @@ def write_card(
         MissingExtraError: jsonschema is not installed, and there are results to check.
     """
     folder = Path(folder).expanduser()
-    render_folder(folder, repo_id, license=license)  # whether it is one, before anything is written
     taken: dict[Path, Mapping[str, Any]] = {}
     if audit is not None:
         taken[folder / AUDIT] = _audit_of(folder, audit if isinstance(audit, Mapping) else _json(Path(audit)))
     for given in results:
-        content = (Results.from_json(given) if isinstance(given, Mapping) else Results.read(given)).to_json(
-            per_image=False
-        )
+        found = Results.from_json(given) if isinstance(given, Mapping) else Results.read(given)
+        content = found.to_json(per_image=False)
         _check_results(folder, content)
+        found.check_scores()
         taken[folder / RESULTS / f"{_file_name(given, content)}.json"] = content
+    card = _card_of(folder, repo_id, license, taken)  # before anything is written
     before = {file: file.read_bytes() if file.is_file() else None for file in taken}
     try:
         for file, new in taken.items():
             file.parent.mkdir(exist_ok=True)
             _write(file, json.dumps(new, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        _write(folder / CARD, render_folder(folder, repo_id, license=license))
+        _write(folder / CARD, card)
     except BaseException as error:
         for file, old in before.items():
             if old is None:
@@ -524,6 +552,10 @@ def _worded(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def _words(name: str) -> str:
+    return name.replace("_", " ").strip() or name
+
+
 def _code(value: object) -> Markup:
     """Text in backticks, where markup is none."""
     return Markup(f"`{_line(value).replace('`', chr(39)).replace('|', '¦') or '?'}`")
@@ -542,7 +574,8 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["thousands"] = lambda number: Markup(f"{number:,}")
     environment.filters["interval"] = lambda interval: Markup(interval_text(interval))
-    environment.filters["metric"] = lambda name: _METRICS.get(name, name.replace("_", " "))
+    environment.filters["metric"] = lambda name: _METRICS.get(name) or _words(name)
+    environment.filters["words"] = _words
     environment.filters["percent"] = lambda share: Markup(f"{100 * share:.3g} %")
     environment.filters["code"] = _code
     environment.filters["command"] = lambda text: Markup(_line(text).replace("`", "'"))
@@ -572,9 +605,10 @@ def _dataset_metadata(images: int, corpus: str) -> dict[str, Any]:
 
 
 def _terms(link: str, stated: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Metadata of a dataset whose images have terms of their own, unless somebody states others."""
+    """Metadata of a dataset, whose images have terms of their own; of what is stated, its language."""
+    language = (stated or {}).get("language")
     by_image = {"license": "other", "license_name": "per-image", "license_link": link}
-    return (by_image if not (stated or {}).get("license") else {}) | dict(stated or {})
+    return by_image | ({"language": language} if language else {})
 
 
 def _stated(stated: Mapping[str, Any] | None, license: str | None) -> dict[str, Any]:
@@ -707,15 +741,9 @@ def _audit_of(folder: Path, audit: Mapping[str, Any]) -> dict[str, Any]:
     """An audit as a dataset's folder keeps it: of this dataset, and without lists of images, curves and histograms."""
     if not (folder / _BUILD).is_file():
         raise UsageError(f"{folder}: expected a dataset that `imaginet build` wrote to put an audit beside, got none")
-    splits = _json(folder / _BUILD)["splits"]
     try:
-        for record in audit["dataset"]["splits"]:
-            split, images = record["split"], record["images"]
-            if splits.get(split, {}).get("images") != images:
-                raise UsageError(
-                    f"expected an audit of the dataset in {folder}, got one of another: {images:,} images in its "
-                    f"split {_line(split)!r}; run: imaginet audit {folder} --out DIR"
-                )
+        _check_audit(folder, audit)
+        _check_rows(folder, audit)
         kept = {key: audit[key] for key in ("schema_version", "dataset", "options", "counts", "verdict")}
         return {
             **kept,
@@ -739,8 +767,70 @@ def _less(part: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in part.items() if key not in keys}
 
 
-def _check_results(folder: Path, results: Mapping[str, Any]) -> None:
-    """Whether results are of this model, as far as both say."""
+def _is_of_original(report: Mapping[str, Any], audit: Mapping[str, Any]) -> bool:
+    """Whether an audit is of all rows, some of which are withheld: it counts others than are here."""
+    here = {split: facts["images"] for split, facts in report["splits"].items()}
+    return "original" in report and any(
+        here.get(record["split"]) != record["images"] for record in audit["dataset"]["splits"]
+    )
+
+
+def _check_audit(folder: Path, audit: Mapping[str, Any]) -> None:
+    """That an audit is of the dataset in a folder, or of the whole that it is a part of, as far as both say."""
+    report = _json(folder / _BUILD)
+    splits = {
+        split: {"images": facts["images"], "label": Counter(facts["label"])}
+        for split, facts in report["splits"].items()
+    }
+    content = report["fingerprint"]
+    if _is_of_original(report, audit):
+        content = report["original"]["fingerprint"]
+        for row in read_annotations(folder / _WITHHELD).records if (folder / _WITHHELD).is_file() else ():
+            facts = splits.setdefault(row.split, {"images": 0, "label": Counter()})
+            facts["images"] += 1
+            facts["label"][row.label] += 1
+    counts, records = audit["counts"], audit["dataset"]["splits"]
+    # Of a sample, or where some could not be read, there are fewer of a label.
+    partly = audit["options"]["limit"] is not None or counts["unreadable"]
+    for record in records:
+        split, facts = record["split"], splits.get(record["split"], {"images": 0, "label": {}})
+        pairs = [("images", facts["images"], record["images"])]
+        pairs += [
+            (
+                f"{label} images",
+                facts["label"].get(label, 0),
+                counts["by"]["split"].get(split, {}).get(f"n_{label}", 0),
+            )
+            for label in map(str, Origin)
+        ]
+        for what, here, there in pairs:
+            if there > here or (there < here and (what == "images" or not partly)):
+                raise _another(folder, f"{there:,} {what} in its split {_line(split)!r}, not {here:,}")
+        named = record.get("fingerprint")
+        if len(splits) == 1 and named not in (None, content):
+            raise _another(folder, f"content fingerprint {_line(named)}, not {_line(content)}")
+
+
+def _another(folder: Path, how: str) -> UsageError:
+    return UsageError(
+        f"expected an audit of the dataset in {folder}, got one of another: {how}; run: imaginet audit {folder} "
+        f"--out DIR, then: imaginet card {folder} --audit DIR/{AUDIT} (or remove {folder / AUDIT}, if that is it)"
+    )
+
+
+def _check_rows(folder: Path, audit: Mapping[str, Any]) -> None:
+    """That an audit's fingerprints are those of the rows, where these are here and all of what was audited."""
+    if not any(folder.glob("data/*.parquet")) or _is_of_original(_json(folder / _BUILD), audit):
+        return
+    for record in audit["dataset"]["splits"]:
+        there = record.get("fingerprint")
+        here = None if there is None else open_split(folder, record["split"]).record().get("fingerprint")
+        if here != there:
+            raise _another(folder, f"content fingerprint {_line(there)} of its split {_line(record['split'])!r}")
+
+
+def _check_results(folder: Path, results: Mapping[str, Any], file: Path | None = None) -> None:
+    """Whether results are of this model, as far as both say; `file` is where the folder keeps them."""
     if not (folder / _CONFIG).is_file() or (folder / _BUILD).is_file():
         raise UsageError(f"{folder}: expected a model folder to put results beside, got none")
     config, model = _json(folder / _CONFIG), results["model"]
@@ -748,14 +838,20 @@ def _check_results(folder: Path, results: Mapping[str, Any]) -> None:
     pairs = {
         "track": (config.get("track"), results["track"]),
         "classes": (sorted(names), sorted(results["names"])),
+        "kind": (_KIND, model.get("kind", _KIND)),
         "backbone": (config.get("backbone"), model.get("backbone", config.get("backbone"))),
+        "stem stride": (config.get("stem_stride"), model.get("stem_stride", config.get("stem_stride"))),
         "training data": (config.get("trained_on"), model.get("trained_on", config.get("trained_on"))),
     }
+    measured = model.get("weights")
+    if measured is not None:  # files of earlier releases do not say it
+        pairs["weights"] = (folder_weights(folder) or measured, measured)
     for what, (here, there) in pairs.items():
         if here != there:
             raise UsageError(
-                f"expected results of the model in {folder}, got those of another: {what} {_line(there)}, not "
-                f"{_line(here)}; run: imaginet evaluate {folder} DATASET --out FILE"
+                f"{file or 'results'}: expected results of the model in {folder}, got those of another: {what} "
+                f"{_line(there)}, not {_line(here)}; run: imaginet evaluate {folder} DATASET --out FILE"
+                + (", or remove the file" if file else "")
             )
 
 

@@ -652,7 +652,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if getattr(args, "debug", False):
             raise
-        print(f"\nimaginet {args.command}: interrupted; {_INTERRUPTED[args.command]}", file=sys.stderr)
+        left = _INTERRUPTED["evaluate without cache" if getattr(args, "no_cache", False) else args.command]
+        print(f"\nimaginet {args.command}: interrupted; {left}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `imaginet predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -699,6 +700,7 @@ _INTERRUPTED = {
     "perturb": "nothing was left behind; run the same command again",
     "audit": "nothing was written; run the same command again",
     "evaluate": "no results were written; run the same command again: it goes on with the predictions that are kept",
+    "evaluate without cache": "no results and no predictions were kept; run the same command again, it starts over",
     "predict": "the lines above are complete; run again with the remaining files",
     "card": "README.md is as it was, or as it should be; run the same command again",
     "push": "what was uploaded is not sent again, and no commit was made unless its address is above; run the same "

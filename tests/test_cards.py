@@ -8,17 +8,20 @@ import importlib.util
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pytest
 import yaml
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from PIL import Image
 
 from imaginet_hub.cards import (
     LICENSES,
@@ -30,9 +33,14 @@ from imaginet_hub.cards import (
     render_folder,
     write_card,
 )
+from imaginet_hub.data.loading import open_split
+from imaginet_hub.data.repository import build_repository
 from imaginet_hub.data.sources import SOURCES
+from imaginet_hub.data.withheld import write_redistributable
 from imaginet_hub.errors import DataNotFoundError, UsageError
-from tests.conftest import PROJECT
+from imaginet_hub.evaluation import evaluate_rows
+from imaginet_hub.inference.weights import weights_digest
+from tests.conftest import PROJECT, table_rows, write_root
 
 REPORT: dict[str, Any] = {
     "imaginet_hub": "0.1.0",
@@ -167,8 +175,9 @@ def test_what_was_selected_is_said() -> None:
 
 def test_the_audit_is_what_scores_are_to_be_compared_with() -> None:
     silent, card = dataset_card(REPORT), dataset_card(REPORT, AUDIT)
-    assert "was not measured" in silent and "Compare any score with these" not in silent
-    assert "Compare any score with these" in card and "was not measured" not in card
+    wanting = "for want of an audit"  # which says nothing of whether there is one elsewhere
+    assert wanting in silent and "Compare any score with these" not in silent
+    assert "Compare any score with these" in card and wanting not in card
     found = AUDIT["classifier"]["metadata"]["cross_validated"]["balanced_accuracy"]
     said = "{value:.3f} [{low:.3f}, {high:.3f}]".format(**found)
     assert f"| metadata, on unseen images | {said} |" in card
@@ -383,6 +392,7 @@ def structure(card: str) -> list[tuple[str, str]]:
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(HOSTILE)
+@example("_")
 def test_names_are_never_more_than_text(name: str) -> None:
     for card, plain, kind in zip(planted(name), planted("plain name"), ("dataset", "model"), strict=True):
         assert structure(card) == structure(plain) and "\n\n\n" not in card
@@ -420,6 +430,7 @@ def test_names_that_mean_nothing_in_markdown_stay_as_they_are() -> None:
 def test_a_folder_gives_its_card_and_keeps_what_a_person_stated(built: Path, model: Path) -> None:
     for folder, kind in ((built, "dataset"), (model, "model")):
         card = write_card(folder)
+        plain = metadata(card.read_text(encoding="utf-8"))
         text = card.read_text(encoding="utf-8")
         assert text == render_folder(folder) and check_card(text, kind) == []
         assert "me/name" not in text and "me/name" in render_folder(folder, "me/name")
@@ -432,7 +443,11 @@ def test_a_folder_gives_its_card_and_keeps_what_a_person_stated(built: Path, mod
         edited = {**metadata(text), **stated}
         card.write_text(f"---\n{yaml.safe_dump(edited)}---\n# my words\n\nAUC 1.000\n", encoding="utf-8")
         again = render_folder(folder)
-        assert metadata(again).items() >= stated.items() and "AUC 1.000" not in again
+        assert "AUC 1.000" not in again
+        if kind == "dataset":  # its terms are those of each image, whatever somebody wrote
+            assert metadata(again) == plain | {"language": "en"}
+            continue
+        assert metadata(again).items() >= stated.items()
         # Another licence takes the place of all of it but the language.
         new = metadata(render_folder(folder, license="cc-by-4.0"))
         assert new["license"] == "cc-by-4.0" and new["language"] == "en" and "license_name" not in new
@@ -449,19 +464,101 @@ def test_the_license_has_to_be_one_that_the_hub_knows(model: Path) -> None:
     assert {"other", "unknown", "cc0-1.0", "apache-2.0"} <= LICENSES
 
 
-def test_results_are_taken_over_without_the_scores_of_images(model: Path, tmp_path: Path) -> None:
-    images = [
-        {"path": f"secret/{n}.png", "label": name, "scores": [0.5, 0.5], "columns": {}}
-        for n, name in enumerate(name for name, count in RESULTS["class_counts"].items() for _ in range(count))
+def scored() -> dict[str, Any]:
+    """Results of the committed model with the scores of images, which are made up."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"path": f"secret/{n}.png", "label": ("real", "synthetic")[n % 2], "generator": ("real", "x")[n % 2]}
+        for n in range(40)
     ]
+    chances = iter(np.clip([n % 2 * 0.3 + 0.7 * rng.random() for n in range(40)], 0, 1))
+
+    def predict(images: Any) -> Any:
+        return np.array([[1 - p, p] for p in (next(chances) for _ in images)])
+
+    image = Image.new("RGB", (8, 8))
+    found = evaluate_rows(
+        ({**row, "image": image} for row in rows),
+        predict,
+        track="detection",
+        names=RESULTS["names"],
+        by=["generator"],
+        n_resamples=20,
+        progress=False,
+    )
+    found.model, found.dataset = RESULTS["model"], RESULTS["dataset"]
+    return found.to_json()
+
+
+def test_results_that_their_own_scores_contradict_are_refused(model: Path) -> None:
+    results = scored()
+    write_card(model, results=[results])
+
+    def better(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+        changed = copy.deepcopy(results)
+        change(changed)
+        return changed
+
+    changes: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "metrics.auc.value": lambda r: r["metrics"]["auc"].update(value=0.99),
+        "metrics.balanced_accuracy.value": lambda r: r["metrics"]["balanced_accuracy"].update(value=0.99),
+        "metrics.accuracy.value": lambda r: r["metrics"]["accuracy"].update(value=0.99),
+        "recall.real.value": lambda r: r["recall"]["real"].update(value=1.0),
+        "confusion": lambda r: r.update(confusion=[[20, 0], [0, 20]]),
+        "by.generator.x.metrics.auc.value": lambda r: r["by"]["generator"]["x"]["metrics"]["auc"].update(value=1.0),
+        "metrics.": lambda r: r["per_image"][0].update(scores=r["per_image"][1]["scores"]),
+    }
+    for where, change in changes.items():
+        with pytest.raises(UsageError, match=re.escape(f"results: {where}")):
+            write_card(model, results=[better(change)])
+    write_card(model, results=[better(lambda r: r.update(per_image=None))])  # nothing says otherwise
+
+
+def save_weights(folder: Path, values: list[float]) -> str:
+    """The file format by hand: how long the JSON is, the JSON, the numbers. Returns what results say of it."""
+    tensor = np.array(values, "<f4")
+    head = json.dumps({"a.b": {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, tensor.nbytes]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + tensor.tobytes())
+    return weights_digest([("a.b", tensor)])
+
+
+def test_results_of_other_weights_are_refused(model: Path) -> None:
+    own = save_weights(model, [1.0, 2.0])
+    other = weights_digest([("a.b", np.array([1.0, 2.5], "<f4"))])
+
+    def of(**changes: Any) -> dict[str, Any]:
+        return {**RESULTS, "model": {**RESULTS["model"], **changes}}
+
+    write_card(model, results=[of(weights=own)])
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=f"those of another: weights {other}, not {own}"):
+        write_card(model, results=[of(weights=other)])
+    with pytest.raises(UsageError, match="kind pipeline"):
+        write_card(model, results=[of(kind="pipeline")])
+    assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
+    write_card(model, results=[of()])  # as earlier releases wrote them
+    write_card(model, results=[of(weights=own)])
+    # What is kept is looked at again, since weights change; new results take its place.
+    new = save_weights(model, [3.0])
+    with pytest.raises(UsageError, match=r"results/dataset-test\.json: .*evaluate .*, or remove the file"):
+        render_folder(model)
+    write_card(model, results=[of(weights=new)])
+    assert metadata(render_folder(model))["model-index"]
+    (model / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UsageError, match="expected weights as safetensors"):
+        render_folder(model)
+
+
+def test_results_are_taken_over_without_the_scores_of_images(model: Path, tmp_path: Path) -> None:
+    results = scored()
     file = tmp_path / "on mini.json"
-    file.write_text(json.dumps({**RESULTS, "per_image": images}))
+    file.write_text(json.dumps(results))
     write_card(model, results=[file])
     kept = json.loads((model / "results" / "on-mini.json").read_text())
-    assert kept["per_image"] is None and kept["metrics"] == RESULTS["metrics"]
+    assert kept["per_image"] is None and kept["metrics"] == results["metrics"]
     assert sorted(path.name for path in model.iterdir()) == ["README.md", "config.json", "results", "training.json"]
     text = (model / "README.md").read_text()
-    assert "secret" not in text and f"{RESULTS['metrics']['auc']['value']:.3f}" in text
+    assert "secret" not in text and f"{results['metrics']['auc']['value']:.3f}" in text
     write_card(model)
     assert (model / "README.md").read_text() == text  # what was taken over stays
 
@@ -506,6 +603,106 @@ def test_an_audit_is_taken_over_without_lists_of_images(built: Path, model: Path
             write_card(folder, audit=wrong)
     with pytest.raises(DataNotFoundError, match="found none"):
         write_card(built, audit=tmp_path / "none.json")
+
+
+def test_an_audit_of_another_dataset_is_refused_though_it_has_as_many_images(built: Path) -> None:
+    def like(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+        audit = copy.deepcopy(AUDIT)
+        change(audit)
+        return audit
+
+    write_card(built, audit=AUDIT)
+    labels = {"n": 480, "n_real": 241, "n_synthetic": 239}
+    other = like(lambda a: a["counts"]["by"]["split"].update(test=labels))
+    with pytest.raises(UsageError, match="241 real images in its split 'test', not 240"):
+        write_card(built, audit=other)
+    (built / "audit.json").write_text(json.dumps(other))
+    with pytest.raises(UsageError, match=r"remove .*audit\.json"):
+        render_folder(built)
+    sample = {"n": 48, "n_real": 30, "n_synthetic": 18}
+    few = like(lambda a: (a["options"].update(limit=48), a["counts"]["by"]["split"].update(test=sample)))
+    write_card(built, audit=few)
+
+    report = json.loads((built / "build_report.json").read_text())
+    del report["splits"]["train"]
+    report["fingerprint"] = AUDIT["dataset"]["splits"][1]["fingerprint"]
+    (built / "build_report.json").write_text(json.dumps(report))
+    alone = like(lambda a: a["dataset"]["splits"].pop(0))
+    write_card(built, audit=alone)
+    alone["dataset"]["splits"][0]["fingerprint"] = "0" * 16
+    with pytest.raises(UsageError, match="content fingerprint"):
+        write_card(built, audit=alone)
+
+
+def test_an_audit_is_of_the_very_rows(make_root: Callable[..., Path], tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for number, folder in enumerate(folders):
+        root = make_root(f"root{number}", size=(40 + number, 32))
+        build_repository(root, folder, render_card=dataset_card)
+    first, second = (audit_of(folder) for folder in folders)
+    write_card(folders[0], audit=first)
+    with pytest.raises(UsageError, match="of another: content fingerprint"):
+        write_card(folders[0], audit=second)
+
+
+def audit_of(folder: Path) -> dict[str, Any]:
+    """The committed audit, as if it were of the whole of this dataset."""
+    report = json.loads((folder / "build_report.json").read_text())
+    splits = [open_split(folder, split).record() for split in report["splits"]]
+    by = {
+        split: {
+            "n": facts["images"],
+            **{f"n_{label}": facts["label"].get(label, 0) for label in ("real", "synthetic")},
+        }
+        for split, facts in report["splits"].items()
+    }
+    whole = {key: sum(part[key] for part in by.values()) for key in ("n", "n_real", "n_synthetic")}
+    dataset = {"name": "x", "splits": splits}
+    return {**AUDIT, "dataset": dataset, "counts": {**whole, "by": {"split": by}, "unreadable": 0}}
+
+
+def test_a_divided_dataset_keeps_the_audit_of_the_whole(tmp_path: Path) -> None:
+    rows = [{**row, "license": "CC0" if n % 3 else "secret", "source": "me"} for n, row in enumerate(table_rows())]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    build_repository(write_root(tmp_path / "root", rows), whole, render_card=dataset_card)
+    audit = audit_of(whole)
+    write_card(whole, audit=audit)
+    report = write_redistributable(whole, part, (), dataset_card)
+    gone, n = sum(row["images"] for row in report["withheld"]), len(rows)
+    assert "for want of an audit" in (part / "README.md").read_text()
+    shutil.copy(whole / "audit.json", part)
+    card = render_folder(part)
+    assert f"of all {n} images, before {gone} were withheld" in card.replace("\n", " ")
+    assert "for want of an audit" not in card and "before" not in render_folder(whole).split("## Biases")[1][:800]
+    assert "by hand: ask the publisher" in card
+    # One of what is here says nothing of the rest; one of something else is refused.
+    write_card(part, audit=audit_of(part))
+    assert f"of {n - gone} images" in (part / "README.md").read_text()
+    more = copy.deepcopy(audit)
+    more["dataset"]["splits"][0]["images"] += 1
+    with pytest.raises(UsageError, match="of another"):
+        write_card(part, audit=more)
+    write_card(part, audit=audit)
+    assert (part / "README.md").read_text() == card
+
+
+def test_a_license_is_not_stated_for_all_images_of_a_dataset(built: Path) -> None:
+    for call in (render_folder, write_card):
+        with pytest.raises(UsageError, match="whose terms are those of each image"):
+            call(built, license="mit")
+    assert metadata(dataset_card(REPORT, stated={"license": "mit", "language": "en"}))["license"] == "other"
+
+
+def test_what_no_command_can_fetch_is_said_to_be_got_by_hand() -> None:
+    known = {"source": "coco", "license": "Flickr terms", "images": 1500}
+    own = {"source": "my camera", "license": "", "images": 34}
+    fetches, by_hand = "fetches them from their sources", "ask the publisher"
+    for withheld, fetched, asked in (([known], True, False), ([own], False, True), ([known, own], True, True)):
+        card = dataset_card({**REPORT, "withheld": withheld})
+        assert (fetches in card or "fetches the others from" in card) is fetched and (by_hand in card) is asked
+        assert ("put the files under ROOT at the paths" in card) is asked
+    assert "| coco | Flickr terms | 1,500 | the command fetches them |" in card
+    assert "| my camera |  | 34 | by hand: ask the publisher |" in card and "where 34 of them are" in card
 
 
 def test_a_perturbed_set_has_a_card_too(tmp_path: Path) -> None:

@@ -178,6 +178,39 @@ class Results:
         validate(content)
         return cls(**{key: value for key, value in content.items() if key != "schema_version"})
 
+    def check_scores(self) -> None:
+        """Check that the figures are those that the scores of single images give, where the file has these.
+
+        Checked are `n`, `class_counts`, `confusion`, `baselines` and the values in `metrics`, `recall` and `by`. What
+        cannot be checked: all of a file without `per_image`; the ends of intervals, which depend on numpy's random
+        numbers; `protocols`, which need upstream's lists; `unknown`, `comparison` and `speed`, whose rows are not in
+        the file; and whether the scores are the model's.
+
+        Raises:
+            UsageError: a figure that differs; names it.
+        """
+        if not self.per_image:
+            return
+        found = _plain(
+            _report(
+                Track(self.track),
+                self.names,
+                [image["label"] for image in self.per_image],
+                np.array([image["scores"] for image in self.per_image], dtype=np.float64),
+                {column: [image["columns"].get(column, "(none)") for image in self.per_image] for column in self.by},
+                0.5 if self.threshold is None else self.threshold,
+                n_resamples=1,
+            )
+        )
+        for key in ("n", "class_counts", "confusion", "baselines", "metrics", "recall", "by"):
+            different = _difference(getattr(self, key), found[key], key)
+            if different is not None:
+                where, said, is_ = different
+                raise UsageError(
+                    f"results: {where}: expected {is_}, which the scores of its images give, got {said}; the file was "
+                    "changed: evaluate again"
+                )
+
     def _repr_html_(self) -> str:
         """What a notebook shows: a table of metrics with their intervals, and of both protocols' means."""
         columns = {f"all {self.n:,} rows": self.metrics}
@@ -332,22 +365,11 @@ def evaluate_rows(
     every = np.stack(scores)
     probabilities = every[known, : len(names)]
     measured = [found[place] for place in known]
-    labels = np.array([names.index(row.name) for row in measured])
     groups = {column: [row.columns[column] for row in measured] for column in by}
     options = dataclasses.asdict(bootstrap)
-    if track is Track.DETECTION:
-        column = names.index(Origin.SYNTHETIC)
-        report = detection_report(labels == column, probabilities[:, column], groups, threshold=threshold, **options)
-        counts = {str(origin): report.pop(f"n_{origin}") for origin in Origin}
-        # The report has real first; the file keeps the caller's order.
-        position = [tuple(Origin).index(Origin(name)) for name in names]
-        report["confusion"] = [[report["confusion"][i][j] for j in position] for i in position]
-        report["class_counts"] = {name: counts[name] for name in names}
-        report["threshold"] = float(threshold)
-    else:
-        report = identification_report(labels, probabilities, names, groups, **options)
-        if strangers:
-            report["unknown"] = _unknown(every, np.isin(np.arange(len(found)), known), len(names), bootstrap)
+    report = _report(track, names, [row.name for row in measured], probabilities, groups, threshold, **options)
+    if track is Track.IDENTIFICATION and strangers:
+        report["unknown"] = _unknown(every, np.isin(np.arange(len(found)), known), len(names), bootstrap)
     per_image = [
         {"path": row.path, "label": row.name, "scores": values, "columns": row.columns}
         for row, values in zip(measured, probabilities.tolist(), strict=True)
@@ -363,6 +385,44 @@ def evaluate_rows(
         per_image=per_image,
         **_plain(report),
     )
+
+
+def _report(
+    track: Track,
+    names: Sequence[str],
+    classes: Sequence[str],
+    probabilities: NDArray[np.float64],
+    groups: Mapping[str, Sequence[str]],
+    threshold: float,
+    **options: Any,
+) -> dict[str, Any]:
+    """The figures of a results file that rows of known classes and their probabilities give."""
+    labels = np.array([names.index(name) for name in classes])
+    if track is Track.IDENTIFICATION:
+        return identification_report(labels, probabilities, names, groups, **options)
+    column = names.index(Origin.SYNTHETIC)
+    report = detection_report(labels == column, probabilities[:, column], groups, threshold=threshold, **options)
+    counts = {str(origin): report.pop(f"n_{origin}") for origin in Origin}
+    # The report has real first; the file keeps the caller's order.
+    position = [tuple(Origin).index(Origin(name)) for name in names]
+    report["confusion"] = [[report["confusion"][i][j] for j in position] for i in position]
+    report["class_counts"] = {name: counts[name] for name in names}
+    report["threshold"] = float(threshold)
+    return report
+
+
+def _difference(said: Any, found: Any, where: str) -> tuple[str, Any, Any] | None:
+    """Where a figure first differs, what it is said to be, and what it is; ends of intervals are not looked at."""
+    if isinstance(said, Mapping) and isinstance(found, Mapping):
+        keys = [key for key in said if key not in ("low", "high")]
+        pairs = [(said[key], found.get(key), f"{where}.{key}") for key in keys]
+    elif isinstance(said, list) and isinstance(found, list) and len(said) == len(found):
+        pairs = [(*pair, f"{where}[{number}]") for number, pair in enumerate(zip(said, found, strict=True))]
+    elif isinstance(said, float) and isinstance(found, int | float):
+        return None if math.isclose(said, found, rel_tol=1e-6, abs_tol=1e-9) else (where, said, found)
+    else:
+        return None if said == found else (where, said, found)
+    return next((found for pair in pairs if (found := _difference(*pair)) is not None), None)
 
 
 def interval_text(metric: Mapping[str, float | None] | None) -> str:

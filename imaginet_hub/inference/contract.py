@@ -22,6 +22,7 @@ import numpy as np
 from imaginet_hub.data.units import one_line
 from imaginet_hub.errors import UsageError, require
 from imaginet_hub.inference.detector import Detector, check_device, loading
+from imaginet_hub.inference.weights import weights_digest
 from imaginet_hub.labels import Origin, Track, origin_named
 
 if TYPE_CHECKING:
@@ -187,6 +188,9 @@ def _ours(detector: Detector) -> Measurable:
             "backbone": config.backbone,
             "stem_stride": config.stem_stride,
             "trained_on": config.trained_on,
+            "weights": weights_digest(
+                (key, value.cpu().numpy()) for key, value in detector.model.state_dict().items()
+            ),
             "dtype": detector.dtype,
             "compiled": detector.compiled,
             "device": detector.model.device.type,

@@ -200,7 +200,8 @@ def measure(
         _write(results, target, picture_format, mistakes, export)
     except OSError as error:
         raise UsageError(
-            f"--out: {target.parent} cannot be written ({error}); predictions are kept, so make room and run it again"
+            f"--out: {target.parent} cannot be written ({error}); make room and run it again"
+            + (": predictions are kept" if cache else "")
         ) from error
     return results
 

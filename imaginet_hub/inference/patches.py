@@ -2,11 +2,12 @@
 
 The network is fully convolutional: its features at each position are averaged, and a small head judges the mean. The
 head of a mean is not the mean of heads, since it has a hidden layer. But for ReLU heads it is affine near any one
-mean, and there the share of each position is exact: with the gradient g of the log-odds z at the mean feature f of an
-image, position i has the value v_i = g . (f_i - f) + z. The mean of the values over the positions is z, whatever the
-head. This is the class activation map of that affine piece (Zhou et al. 2016, arXiv 1512.04150, section 2), and what
-Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, section 3) gives for the last feature map without its last ReLU. Of
-a head without a hidden layer the values are its own answers, position by position.
+mean, and there the share of each position in the log-odds of two classes is exact (of one class among several to
+first order: their log-odds are not affine in the logits). With the gradient g of the log-odds z at the mean feature f
+of an image, position i has the value v_i = g . (f_i - f) + z. The mean of the values over the positions is z, whatever
+the head. This is the class activation map of that affine piece (Zhou et al. 2016, arXiv 1512.04150, section 2), and
+what Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, section 3) gives for the last feature map without its last
+ReLU. Of a head without a hidden layer and two classes the values are its own answers, position by position.
 
 What the head would say of each position alone is another map: no law binds it to the answer, and the check by
 deletion found it no better.

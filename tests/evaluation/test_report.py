@@ -464,3 +464,28 @@ def test_an_object_is_read_as_a_file_is(tmp_path):
     assert Results.from_json(results.to_json()) == Results.read(tmp_path / "results.json")
     with pytest.raises(UsageError, match="schema version 2, found version None"):
         Results.from_json([1])
+
+
+def test_figures_are_what_the_scores_of_images_give(tmp_path):
+    rows = rows_of(40)
+    three = [{**row, "label": row["generator_family"]} for row in rows]
+
+    def predict(images):
+        level = by_level(images)[:, 1]
+        return np.stack([level, 1 - level, np.full(len(level), 0.3)], axis=1) / 1.3
+
+    for results in (
+        evaluate(rows, by=("generator", "content_type", "group"), threshold=0.4),
+        evaluate(rows, by_level, names=("synthetic", "real")),
+        evaluate(rows[::2], by=("group",)),  # one class: some figures are undefined
+        evaluate(three, predict, "identification", ("SD", "GAN", "real"), by=("generator", "group")),
+        evaluate(three, lambda images: predict(images)[:, :2], "identification", ("SD", "GAN")),
+    ):
+        results.write(tmp_path / "r.json")
+        again = Results.read(tmp_path / "r.json")
+        again.check_scores()
+        again.metrics["accuracy"]["value"] += 0.01
+        with pytest.raises(UsageError, match=r"metrics\.accuracy\.value: expected"):
+            again.check_scores()
+        again.per_image = None
+        again.check_scores()

@@ -21,6 +21,7 @@ from transformers import (
 
 from imaginet_hub.errors import ModelError, UsageError
 from imaginet_hub.inference.contract import label_map, load_measurable
+from imaginet_hub.inference.weights import folder_weights
 from imaginet_hub.labels import Origin, Track, origin_named
 from imaginet_hub.selfcon import SelfConImageProcessor, SelfConResNetConfig, SelfConResNetForImageClassification
 
@@ -171,8 +172,27 @@ def test_a_model_of_ours(ours: Path) -> None:
     assert (found.kind, found.crop_size, found.names) == ("selfcon_resnet", 32, ("real", "synthetic"))
     assert found.predict(PICTURES).shape == (5, 2) and found.predict(PICTURES).dtype == np.float64
     assert found.fingerprint == load_measurable(str(ours)).fingerprint
+    assert found.record["weights"] == folder_weights(ours), "in memory as in the folder"
     with pytest.raises(UsageError, match="--label-map is for pipelines"):
         load_measurable(ours, labels={"real": "real"})
+
+
+def test_weights_have_one_name_however_they_are_stored(ours: Path, tmp_path: Path) -> None:
+    whole = folder_weights(ours)
+    model = SelfConResNetForImageClassification.from_pretrained(ours)
+    model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert not (tmp_path / "parts" / "model.safetensors").exists() and folder_weights(tmp_path / "parts") == whole
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        folder = tmp_path / str(dtype)
+        model.to(dtype).save_pretrained(folder)
+        SelfConImageProcessor(crop_size=32).save_pretrained(folder)
+        assert folder_weights(folder) == load_measurable(folder).record["weights"]
+    (ours / "README.md").write_text("# changes nothing\n")
+    assert folder_weights(ours) == whole and folder_weights(tmp_path) is None
+    with torch.no_grad():
+        next(model.float().parameters()).flatten()[0] += 1
+    model.save_pretrained(tmp_path / "other")
+    assert folder_weights(tmp_path / "other") != whole
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/nowhere/at/all", "~/no/such/model"])
