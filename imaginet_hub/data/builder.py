@@ -176,7 +176,7 @@ class ImagiNetConfig(datasets.BuilderConfig):
         if self.name == MINI:
             kwargs["state"] = mini.MINI_DIGEST[:16]
             if self.licenses is not None:  # before it is made
-                allowed([(mini.LICENSE, MINI_SOURCE)], self.licenses)
+                allowed([(mini.LICENSE, MINI_SOURCE)] * sum(mini.mini_splits().values()), self.licenses)
         elif self.data_dir is not None:
             kwargs["state"] = fingerprint(*open_root(self.data_dir, self.annotations))
         return str(super().create_config_id(kwargs, custom_features))

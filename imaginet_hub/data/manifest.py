@@ -403,6 +403,7 @@ def _upstream_record(text: str, where: Where, split: str) -> Record:
 
 def _read_csv(path: Path) -> _Listed:
     data = path.read_bytes()
+    csv.field_size_limit(max(csv.field_size_limit(), len(data)))  # what is in memory may be a field
     reader = csv.reader(io.StringIO(_decoded(data, str(path)).removeprefix("\ufeff"), newline=""), strict=True)
 
     def rows() -> Iterator[tuple[int, list[str]]]:

@@ -220,7 +220,7 @@ def fingerprint(root: str | os.PathLike[str], manifest: Manifest) -> str:
 
 
 def content_fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
-    """A name for a set of labelled images that is the same wherever and in whatever order they are stored.
+    """A name for a set of labelled images: the same wherever, in whatever order and in whichever splits they are.
 
     Args:
         rows: (sha256, label, generator_family, generator) per image, class names.

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from imaginet_hub.data.builder import BUILD_REPORT, features_of
 from imaginet_hub.data.fetch import Summary, claimed, fetch
-from imaginet_hub.data.images import ImageFacts
+from imaginet_hub.data.images import IMAGE_SUFFIXES, ImageFacts
 from imaginet_hub.data.keeper import Keeper, disk_error
 from imaginet_hub.data.ledger import FOLDER, Ledger
 from imaginet_hub.data.manifest import (
@@ -51,6 +51,7 @@ from imaginet_hub.data.repository import (
 )
 from imaginet_hub.data.rights import changes_forbidden, rights_of, unknown_name
 from imaginet_hub.data.scan import Scan, content_fingerprint
+from imaginet_hub.data.units import one_line
 from imaginet_hub.errors import AnnotationError, BuildError, DataNotFoundError, UsageError
 from imaginet_hub.labels import LABEL_COLUMNS, Vocabulary
 
@@ -136,6 +137,14 @@ def _passing(rows: Sequence[_Terms], stated: Sequence[str]) -> list[bool]:
     if _ALL in stated:
         return [True] * len(rows)
     words = frozenset(stated)
+    licenses, sources = {row.license for row in rows}, {row.source for row in rows}
+    for word in words & licenses & sources:
+        others = {row.license for row in rows if row.source == word} - {word}
+        if others or any(row.license == word and row.source != word for row in rows):
+            raise UsageError(
+                f"redistribute: {one_line(word)!r} is the name of a licence and of a source, which are not the "
+                "same rows; name the sources that have it, or the licences"
+            )
 
     def allowed(row: _Terms) -> bool:
         if row.license in words or row.source in words:
@@ -477,6 +486,11 @@ def _check(stored: _Stored, records: Sequence[Record]) -> None:
     for record in records:
         if record.file.partition("/")[0].casefold() in ours:
             raise BuildError(f"{stored.folder}: the path {record.path!r} is one of those that ROOT needs for itself")
+        hidden = any(part.startswith(".") for part in record.file.split("/"))
+        if hidden or Path(record.file).suffix.lower() not in IMAGE_SUFFIXES:
+            raise BuildError(
+                f"{stored.folder}: expected paths of images, got {one_line(record.path)!r}, perhaps a file of yours"
+            )
 
 
 def _describe(root: Path, records: Sequence[Record], stored: _Stored) -> None:
@@ -527,5 +541,10 @@ def _put(root: Path, stored: _Stored) -> None:
                     continue
                 if status.st_size == len(data) and target.is_file() and target.read_bytes() == data:
                     keeper.adopt(record, data, status.st_mtime_ns)
+                elif entry is None:
+                    raise BuildError(
+                        f"{target} is there and is not the image of that name in {stored.folder}; move it away, or "
+                        "choose another ROOT"
+                    )
                 else:
                     keeper.place(record, data, "published")

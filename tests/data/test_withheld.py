@@ -29,7 +29,7 @@ from imaginet_hub.data.repository import build_repository
 from imaginet_hub.data.withheld import complete, redistributable, write_redistributable
 from imaginet_hub.demo.mirror import Mirror
 from imaginet_hub.errors import AnnotationError, BuildError, DataNotFoundError, ImagiNetError, UsageError
-from tests.conftest import PROJECT, image_bytes
+from tests.conftest import PROJECT, image_bytes, table_rows, write_root
 from tests.support.hub import WRITE, Hub
 from tests.support.published import ACCOUNTS, FAST, GATES, Published
 
@@ -544,3 +544,45 @@ class TestHub:
         with pytest.raises(DataNotFoundError, match="expected a folder that `imaginet build` wrote, or a Hub id"):
             complete(name, tmp_path / "new")
         assert not (tmp_path / "new").exists()
+
+
+def test_a_name_of_a_licence_and_of_a_source_frees_neither(tmp_path: Path) -> None:
+    rows = table_rows(real=6, synthetic=4)
+    for number, row in enumerate(rows):
+        row["license"], row["source"] = ("unknown", "a") if number % 2 else ("all rights reserved", "unknown")
+    (tmp_path / "root").mkdir()
+    build_repository(write_root(tmp_path / "root", rows), tmp_path / "built", render_card=lambda report: "")
+    with pytest.raises(UsageError, match="of a licence and of a source"):
+        redistributable(tmp_path / "built", ["unknown"])
+    assert redistributable(tmp_path / "built", ["a"]).kept == {("a", "unknown"): 5}
+
+
+@pytest.mark.parametrize("path", ["Makefile", ".ssh/authorized_keys.png", ".bashrc", "notes.txt"])
+def test_paths_that_may_be_files_of_yours(tmp_path: Path, path: str) -> None:
+    rows = table_rows(real=3, synthetic=2)
+    rows[0]["path"] = path
+    root = tmp_path / "root"
+    root.mkdir()
+    for number, row in enumerate(rows):
+        (root / row["path"]).parent.mkdir(parents=True, exist_ok=True)
+        (root / row["path"]).write_bytes(image_bytes(number))
+    with (root / "annotations.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    build_repository(root, tmp_path / "built", render_card=lambda report: "")
+    with pytest.raises(BuildError, match="perhaps a file of yours"):
+        complete(tmp_path / "built", tmp_path / "home")
+    assert not (tmp_path / "home" / path).exists()
+
+
+def test_a_file_of_yours_in_an_images_place_is_left_alone(tmp_path: Path) -> None:
+    rows = table_rows(real=3, synthetic=2)
+    (tmp_path / "root").mkdir()
+    build_repository(write_root(tmp_path / "root", rows), tmp_path / "built", render_card=lambda report: "")
+    mine = tmp_path / "home" / rows[0]["path"]
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(BuildError, match="move it away"):
+        complete(tmp_path / "built", tmp_path / "home")
+    assert mine.read_bytes() == b"mine"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx2
 import huggingface_hub
+from huggingface_hub.errors import GatedRepoError
 
 from imaginet_hub.data.units import one_line
 from imaginet_hub.errors import DataNotFoundError
@@ -30,9 +31,11 @@ def download_dataset(repo_id: str, revision: str | None, patterns: Sequence[str]
             repo_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
         )
     except (httpx2.HTTPError, OSError, ValueError) as error:
-        said = one_line(str(error).strip().partition("\n")[0]) or type(error).__name__
+        said = one_line(" ".join(str(error).split())[:300]) or type(error).__name__
+        remedy = "check the name, the network and, if it is private, that you are logged in (`hf auth login`)"
+        if isinstance(error, GatedRepoError):
+            remedy = "accept its terms on its page, and log in (`hf auth login`)"
         raise DataNotFoundError(
-            f"the dataset {repo_id!r} could not be had from the Hub ({said}); check the name, the network and, if it "
-            "is gated or private, that you are logged in (`hf auth login`). What came already is kept"
+            f"the dataset {repo_id!r} could not be had from the Hub ({said}); {remedy}. What came already is kept"
         ) from error
     return Path(place)
