@@ -397,7 +397,7 @@ def _parser() -> _Parser:
         "card",
         "render README.md of a dataset or model folder from the JSON files in it, so that no figure is typed in",
         "imaginet card my-detector --results results/detection.json --license apache-2.0",
-        "a license (and language) that stands in the YAML of the README.md is kept\n\n",
+        "a model's license (and any language) that stands in the YAML of the README.md is kept\n\n",
     )
     card.add_argument("path", metavar="PATH", help="folder that build, perturb, train, train-head or convert wrote")
     card.add_argument("--repo-id", metavar="OWNER/NAME", help="name it will have on the Hub, for the examples")

@@ -391,9 +391,9 @@ def _type_of(folder: Path) -> str:
 
 
 def _report(folder: Path) -> dict[str, Any]:
-    """What a build says of itself; of a division of an earlier one, also what was withheld."""
+    """What a dataset says of itself; a division of an earlier one also what was withheld."""
     file = folder / BUILD_REPORT
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return json.loads((file if file.is_file() else folder / _PERTURB_REPORT).read_text(encoding="utf-8"))
 
 
 def _checked_card(folder: Path, repo_id: str, repo_type: str) -> str:

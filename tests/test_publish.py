@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from imaginet_hub.cards import dataset_card, write_card
+from imaginet_hub.cards import dataset_card, perturbed_card, write_card
 from imaginet_hub.cli import main
+from imaginet_hub.data.perturbed import perturb
 from imaginet_hub.data.repository import build_repository
 from imaginet_hub.errors import DataNotFoundError, PublishError, UsageError
-from imaginet_hub.publish import plan_push
+from imaginet_hub.publish import plan_push, push
 from tests.conftest import image_bytes, table_rows, write_root
 
 
@@ -169,6 +170,18 @@ def test_rows_that_are_not_those_that_are_counted(dataset: Path) -> None:
     next(shards(dataset)).unlink()
     with pytest.raises(PublishError, match="build it again"):
         plan_push(dataset, "me/data")
+
+
+def test_a_rendered_test_set(dataset: Path, tmp_path: Path) -> None:
+    """It goes whole, with a NOTICE that its own command does not write."""
+    perturb(dataset, tmp_path / "rendered", render_card=perturbed_card, progress=False)
+    plan = plan_push(tmp_path / "rendered", "me/rendered", redistribute=["all"])
+    assert plan.fine and plan.kept == 5 and "NOTICE" in [file.name for file in plan.files]
+    assert "everything in it" in plan.rendered["NOTICE"]
+    plan = plan_push(tmp_path / "rendered", "me/rendered")
+    assert plan.withheld
+    with pytest.raises(PublishError, match="whole or not at all"):
+        push(plan)
 
 
 def test_numbers_typed_into_the_report(dataset: Path) -> None:
