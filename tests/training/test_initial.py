@@ -162,7 +162,7 @@ def test_weights_of_another_shape_are_refused(hub, run):
 def test_offline_and_unasked_the_command_says_what_to_do(rows, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("imaginet_hub.data.loading.load_rows", lambda *args: rows)
+    monkeypatch.setattr("imaginet_hub.data.loading.load_rows", lambda *args, **options: rows)
     batch = ["--stem_stride", "2", "--per_device_train_batch_size", "8", "--use_cpu"]
     assert main(["train", "data", str(tmp_path / "out"), *batch]) == 1
     said = capsys.readouterr().err.strip()

@@ -34,7 +34,7 @@ from imaginet_hub.training import output as written, trainer
 from tests.training.conftest import patterned
 
 rows = patterned(40)
-imaginet_hub.data.loading.load_rows = lambda *arguments: rows
+imaginet_hub.data.loading.load_rows = lambda *arguments, **options: rows
 
 def end(how):
     os.kill(os.getpid(), how)
