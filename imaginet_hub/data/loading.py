@@ -15,6 +15,7 @@ import datasets
 from imaginet_hub.data.builder import MINI, ImagiNet, features_of, open_root
 from imaginet_hub.data.images import read_bytes
 from imaginet_hub.data.manifest import Record, looks_like_root
+from imaginet_hub.data.readers.hub import CLIENT_ERRORS, hub_trouble
 from imaginet_hub.data.rights import allowed
 from imaginet_hub.data.scan import content_fingerprint, fingerprint
 from imaginet_hub.data.sources import corpus_of
@@ -321,25 +322,21 @@ def _finding(name: str, what: str) -> Iterator[None]:
     """Whatever looking for a dataset raises in here becomes one line."""
     try:
         yield
-    except FileNotFoundError as error:  # datasets' own and the Hub's "not found" errors derive from it
-        if isinstance(error, DataNotFoundError):
-            raise
-        raise DataNotFoundError(
-            f"no dataset at {name!r} ({error}); expected a folder written by `imaginet build`, a Hub dataset id, "
-            f"or {MINI!r}"
-        ) from error
-    except OSError as error:
-        raise DataNotFoundError(
-            f"{name!r} is no folder here, and the Hub could not be asked for it ({error}); "
-            "check the name and the network"
-        ) from error
-    except UsageError:
+    except (DataNotFoundError, UsageError):
         raise
-    except ValueError as error:
-        raise DataNotFoundError(
-            f"{name!r} has no {what} ({error}); expected a folder written by `imaginet build`, which "
-            "makes one of a folder of images"
-        ) from error
+    except CLIENT_ERRORS as error:
+        trouble = hub_trouble(error, name, "dataset")
+        if trouble is None and isinstance(error, FileNotFoundError):
+            trouble = (
+                f"no dataset at {name!r} ({error}); expected a folder written by `imaginet build`, a Hub dataset id, "
+                f"or {MINI!r}"
+            )
+        elif trouble is None and isinstance(error, ValueError):
+            trouble = (
+                f"{name!r} has no {what} ({error}); expected a folder written by `imaginet build`, which makes one of "
+                "a folder of images"
+            )
+        raise DataNotFoundError(trouble or f"{name!r} could not be read ({error}); check it and the disk") from error
 
 
 def _is_synthetic(label: int) -> bool:

@@ -222,6 +222,8 @@ def fingerprint(root: str | os.PathLike[str], manifest: Manifest) -> str:
 def content_fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
     """A name for a set of labelled images: the same wherever, in whatever order and in whichever splits they are.
 
+    So datasets whose splits were swapped or cut anew have one fingerprint; their splits, one by one, have others.
+
     Args:
         rows: (sha256, label, generator_family, generator) per image, class names.
 

@@ -339,8 +339,8 @@ def write_redistributable(
 
     Returns:
         The report, as in `build_report.json`: as of a build of these rows alone, with `withheld` ([{source, license,
-        images}]), `original` (images and fingerprint of all rows together), `rebuild` (the command that brings the
-        others back) and, where something was stated, `stated`.
+        images}]), `original` (`images` and `fingerprint` of all rows together, and `splits`: the same of each split,
+        by its name), `rebuild` (the command that brings the others back) and, where something was stated, `stated`.
 
     Raises:
         BuildError: no row may go, or `out` cannot be written.
@@ -370,7 +370,11 @@ def write_redistributable(
         lists = [(item["file"], item["sha256"]) for item in stored.report["annotations"]]
         report = report_of(Scan(tuple(kept), facts, ()), plans, lists, stored.report["repeated_rows"], seed)
         report |= {key: stored.report[key] for key in ("left_out", "partial", "selected") if key in stored.report}
-        original = {"images": len(stored.records), "fingerprint": stored.report["fingerprint"]}
+        original = {
+            "images": len(stored.records),
+            "fingerprint": stored.report["fingerprint"],
+            "splits": _contents(stored.records),
+        }
     counts = Counter((record.source, record.license) for record in withheld)
     report |= {
         "class_names": {column: list(stored.vocabulary.names(column)) for column in LABEL_COLUMNS},
@@ -403,6 +407,18 @@ def _listed_in(stored: _Stored) -> list[Record]:
         expected, found = (", ".join(c) or "none" for c in (stored.carried_columns, manifest.carried_columns))
         raise AnnotationError(f"{table}: expected the rows' further columns ({expected}), found {found}; have it anew")
     return list(manifest.records)
+
+
+def _fingerprint(records: Iterable[Record]) -> str:
+    return content_fingerprint((str(r.sha256), r.label, r.generator_family, r.generator) for r in records)
+
+
+def _contents(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """What each split holds; the fingerprint of all of them does not tell which split an image is in."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.split, []).append(record)
+    return {split: {"images": len(rows), "fingerprint": _fingerprint(rows)} for split, rows in sorted(found.items())}
 
 
 def _by_split(records: Iterable[Record], sizes: Mapping[str, int]) -> dict[str, list[Sized]]:
@@ -476,8 +492,10 @@ def _folder_of(dataset: str | os.PathLike[str], revision: str | None) -> Path:
 def _check(stored: _Stored, records: Sequence[Record]) -> None:
     """That the rows and the list belong together, as far as that is on record, and that none lies where we write."""
     original = stored.report.get("original")
-    rows = [(str(r.sha256), r.label, r.generator_family, r.generator) for r in records]
-    if isinstance(original, dict) and original.get("fingerprint") != content_fingerprint(rows):
+    contents = _contents(records)
+    if isinstance(original, dict) and (
+        original.get("fingerprint") != _fingerprint(records) or original.get("splits", contents) != contents
+    ):  # splits were not always on record
         raise BuildError(
             f"{stored.folder}: its rows and {WITHHELD} together are not the dataset that {BUILD_REPORT} speaks of; "
             "they are of different versions: have all of it anew"

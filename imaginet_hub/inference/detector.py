@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from imaginet_hub.data.readers.hub import CLIENT_ERRORS, hub_trouble
 from imaginet_hub.data.units import one_line
 from imaginet_hub.errors import ImagiNetError, ModelError, UsageError, require
 from imaginet_hub.labels import Origin, Track
@@ -291,9 +292,12 @@ def loading(name: str, part: str, expected: str = "a model as `imaginet train-he
     except ImagiNetError:
         raise
     except (
-        *(StrictDataclassError, SafetensorError, OSError, ValueError, TypeError, AttributeError, LookupError),
+        *(*CLIENT_ERRORS, StrictDataclassError, SafetensorError, TypeError, AttributeError, LookupError),
         *(ImportError, RuntimeError, ArithmeticError, AssertionError, MemoryError),
     ) as error:
+        trouble = hub_trouble(error, name, "model")
+        if trouble is not None:
+            raise ModelError(trouble) from error
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         raise ModelError(
             one_line(f"{name}: no usable model: {part} cannot be loaded ({said}); expected ")
