@@ -202,11 +202,11 @@ def build_repository(
         render_card: makes README.md from the report.
 
     Returns:
-        The report, as in `build_report.json`. `fingerprint` is of the labelled images, whichever splits they are in
-        and in whatever order, see `scan.content_fingerprint`. Of images that are not in the build, `left_out` lists each that is
-        damaged (or missing, with on_error="skip") with its reason; those that `allow_partial` let pass may be most
-        of a corpus, so they are in `missing.txt` and only counted here. `partial` is there if any image is not in
-        the build for whatever reason: the counts, and the published rows that are no longer comparable, see
+        The report, as in `build_report.json`. `fingerprint` names the labelled images, in whichever splits they are,
+        see `scan.content_fingerprint`. Of images that are not in the build, `left_out` lists each that is damaged (or
+        missing, with on_error="skip") with its reason; those that `allow_partial` let pass may be most of a corpus,
+        so they are in `missing.txt` and only counted here. `partial` is there if any image is not in the build for
+        whatever reason: the counts, and the published rows that are no longer comparable, see
         `partial.partial_report`. `rights` is what `rights.rights_rows` says; `selected` is there with `licenses`:
         `{licenses, left_out: [{source, license, images}]}`.
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from imaginet_hub.cards import dataset_card
 from imaginet_hub.data import withheld as module
 from imaginet_hub.data.ledger import read_ledger
+from imaginet_hub.data.loading import open_split
 from imaginet_hub.data.manifest import Record, read_annotations, write_annotations
 from imaginet_hub.data.perturbed import perturb
 from imaginet_hub.data.repository import build_repository
@@ -168,7 +170,15 @@ class TestPart:
         assert {k: v for k, v in report.items() if k not in differ} == {
             k: v for k, v in alone.items() if k not in differ
         }
-        assert report["original"] == {"images": 24, "fingerprint": whole["fingerprint"]}
+        original = report["original"]
+        assert (original["images"], original["fingerprint"]) == (24, whole["fingerprint"])
+        assert original["splits"] == {
+            split: {
+                "images": whole["splits"][split]["images"],
+                "fingerprint": open_split(tmp_path / "out", split).record()["fingerprint"],
+            }
+            for split in whole["splits"]
+        }
         assert report["rebuild"] == "imaginet build ROOT OUT --complete PATH_OR_REPO --seed 3"
         assert json.loads(part["build_report.json"]) == report
         assert datasets.load_dataset(str(tmp_path / "part"), split="train").num_rows
@@ -417,6 +427,29 @@ class TestComplete:
             complete(tmp_path / "part", tmp_path / "new")
         assert not (tmp_path / "new").exists()
 
+    @pytest.mark.parametrize("change", ["moved", "swapped"])
+    def test_the_same_images_in_other_splits(self, change: str, root: Path, tmp_path: Path) -> None:
+        """The fingerprint of all of them does not tell; those of the splits do, whatever their sizes."""
+        build(root, tmp_path / "whole")
+        part = write_redistributable(tmp_path / "whole", tmp_path / "part", (), dataset_card)
+        table = tmp_path / "part" / "withheld.csv"
+        records = list(read_annotations(table).records)
+        train, test = (next(n for n, r in enumerate(records) if r.split == split) for split in ("train", "test"))
+        records[train] = replace(records[train], split="test")
+        if change == "swapped":
+            records[test] = replace(records[test], split="train")
+        write_annotations(table, records, ("note", "größe"))
+        with pytest.raises(BuildError, match="of different versions"):
+            complete(tmp_path / "part", tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+        # Of a report that does not tell, as older ones do not, any split is taken.
+        del part["original"]["splits"]
+        (tmp_path / "part" / "build_report.json").write_text(json.dumps(part))
+        complete(tmp_path / "part", tmp_path / "new")
+        assert {r.path: r.split for r in read_annotations(tmp_path / "new" / "annotations.csv").records}.items() >= {
+            (r.path, r.split) for r in records
+        }
+
 
 def rewritten(folder: Path, change: Any) -> None:
     """Another's dataset: rows changed behind the report's back."""
@@ -531,8 +564,12 @@ class TestHub:
             hub.repo("dataset", "me/data", files(tmp_path / "part"), private=True)
             theirs = sum(redistributable(tmp_path / "whole").withheld.values())
             assert run(hub, "me/data", "new", WRITE) == str(theirs)
-            assert "'me/other' could not be had from the Hub" in run(hub, "me/other", "none", WRITE)
-            assert "logged in" in run(hub, "me/data", "none", None)
+            for name, token in (("me/other", WRITE), ("me/data", None)):
+                said = run(hub, name, "none", token)
+                assert said.startswith(
+                    f"'{name}' is no folder here, and the Hub has no such dataset, or a private one"
+                )
+                assert "hf auth login" in said and said.endswith("What came already is kept")
         for record in read_annotations(root).records:
             if record.source == "theirs":
                 shutil.copy(root / record.file, tmp_path / "new" / record.file)

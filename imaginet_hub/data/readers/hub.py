@@ -81,7 +81,7 @@ def hub_trouble(error: BaseException, name: str, repo_type: str) -> str | None:
         page = f"{huggingface_hub.constants.ENDPOINT}/{'datasets/' * (kind == 'dataset')}{one_line(name)}"
         return f"the {kind} {shown} is gated: accept its terms on its page, {page}, and {_LOG_IN} with that account"
     if any(isinstance(one, RepositoryNotFoundError) for one in met) or hidden is not None:
-        return f"{nowhere} the Hub has no such {kind}, or a private one; check the name, and if it is private {_LOG_IN}"
+        return f"{nowhere} the Hub has no such {kind}, or a private one; check the name, and {_LOG_IN}, if private"
     if any(isinstance(one, RevisionNotFoundError) for one in met):
         return f"the {kind} {shown} has no such revision on the Hub; name a branch, a tag or a commit of it"
     for one in met:
