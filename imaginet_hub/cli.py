@@ -659,7 +659,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if getattr(args, "debug", False):
+        if getattr(args, "debug", False) or "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun reports it itself
             raise
         from imaginet_hub.data.units import one_line
 

@@ -137,6 +137,8 @@ class RowStream:
         if self._records is not None:
             yield from map(self._row_of_record, self._records)
             return
+        if self._in_columns:  # what is wrong with labels is said now: a reader that is left open may end the process
+            self.column("label")
         with _finding(self._place, f"{self.track}/{self.split}"):
             for row in self._read(None).cast_column("image", datasets.Image(decode=False)):
                 yield self._named(row | {"image": _at_hand(row["image"])})
